@@ -1,0 +1,152 @@
+// Package content is the contract of the content store: immutable blobs named
+// by the digest of their bytes, and ingests, the blobs that are still being
+// written.
+//
+// The semantics are those of containerd's Content service, which clients
+// depend on in detail; where an outcome looks odd, that is why.
+package content
+
+import (
+	"context"
+	"io"
+	"iter"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/gantryd/gantry/services/namespace"
+)
+
+// An Info is what a namespace knows of a blob.
+type Info struct {
+	Digest    digest.Digest
+	Size      int64 // bytes
+	CreatedAt time.Time
+	UpdatedAt time.Time
+	Labels    map[string]string
+}
+
+// A Status is how far an ingest is.
+type Status struct {
+	Ref       string
+	Offset    int64         // bytes written so far
+	Total     int64         // bytes expected in all, 0 if unknown
+	Expected  digest.Digest // what the bytes are expected to hash to, or empty
+	StartedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Stores gives out a Store for each scope.
+type Stores interface {
+	// In returns the store as seen from scope, which must pass
+	// [namespace.Scope.Check].
+	In(scope namespace.Scope) Store
+}
+
+// A Store is the content of one namespace.
+//
+// Promises that hold for every method:
+//   - A blob is wholly present or wholly absent; no caller sees half of one.
+//   - What a method acknowledged survives the end of the process and of power.
+//   - A namespace sees only the blobs it has a record of, even where another
+//     namespace has the same bytes.
+//   - A digest that does not parse is [errdefs.ErrInvalidArgument].
+//   - A scope whose lease does not exist is [errdefs.ErrNotFound] from every
+//     method that creates something; what is created, and what turns out to
+//     exist already, becomes a resource of the lease.
+//   - Methods may be called from any goroutine.
+type Store interface {
+	Blobs
+	Ingests
+}
+
+// Blobs are the whole blobs of a namespace.
+type Blobs interface {
+	// Info reports what is known of a blob: [errdefs.ErrNotFound] if this
+	// namespace has no record of it.
+	Info(ctx context.Context, d digest.Digest) (Info, error)
+
+	// Update replaces the labels, or with fields "labels.<key>" only those.
+	// Any field but "labels" and "labels.<key>" is
+	// [errdefs.ErrInvalidArgument]; a missing blob is [errdefs.ErrNotFound].
+	// A label set to "" is deleted.
+	Update(ctx context.Context, info Info, fields ...string) (Info, error)
+
+	// List yields every blob that matches one of the filters, or all without
+	// filters, in digest order. A filter that does not parse is
+	// [errdefs.ErrInvalidArgument]. Blobs committed or deleted meanwhile may
+	// or may not appear. An error is yielded last.
+	List(ctx context.Context, filters ...string) iter.Seq2[Info, error]
+
+	// Delete removes the namespace's record: [errdefs.ErrNotFound] if there is
+	// none. Bytes that no namespace has a record of are removed later.
+	Delete(ctx context.Context, d digest.Digest) error
+
+	// Open returns the blob's bytes: [errdefs.ErrNotFound] as for Info. The
+	// caller closes the reader, which stays good if the blob is deleted.
+	Open(ctx context.Context, d digest.Digest) (Reader, error)
+}
+
+// A Reader reads a blob at any offset, from several goroutines at once.
+type Reader interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64 // bytes
+}
+
+// Ingests are the blobs being written. Each has a ref, chosen by its writer,
+// which at most one Writer holds at a time.
+type Ingests interface {
+	// Writer starts or resumes an ingest. It is [errdefs.ErrUnavailable] if
+	// another writer holds the ref, [errdefs.ErrAlreadyExists] if the
+	// namespace has the expected blob (then no ingest is left behind), and
+	// [errdefs.ErrInvalidArgument] without a ref. The caller closes it.
+	Writer(ctx context.Context, o WriterOptions) (Writer, error)
+
+	// Status is [errdefs.ErrNotFound] if there is no such ingest.
+	Status(ctx context.Context, ref string) (Status, error)
+
+	// ListStatuses returns the ingests that match one of the filters (field
+	// "ref"), in order of their refs.
+	ListStatuses(ctx context.Context, filters ...string) ([]Status, error)
+
+	// Abort forgets an ingest and its bytes, also under an open writer, whose
+	// Commit then fails: [errdefs.ErrNotFound] if there is no such ingest.
+	Abort(ctx context.Context, ref string) error
+}
+
+// WriterOptions say what is going to be written.
+type WriterOptions struct {
+	Ref      string
+	Total    int64         // bytes, 0 if unknown
+	Expected digest.Digest // empty if unknown
+}
+
+// A Writer appends to an ingest and ends by committing it or leaving it to be
+// resumed. It is used by one goroutine at a time.
+type Writer interface {
+	// Write appends.
+	io.Writer
+
+	// Close releases the ref and keeps the bytes, to be resumed. After Commit
+	// it does nothing.
+	io.Closer
+
+	// Status reports the ingest as it is now.
+	Status(ctx context.Context) (Status, error)
+
+	// Digest is that of the bytes written so far, or empty where it is not
+	// known before Commit.
+	Digest() digest.Digest
+
+	// Truncate drops what is past size, in bytes; a size past the end is
+	// [errdefs.ErrOutOfRange].
+	Truncate(ctx context.Context, size int64) error
+
+	// Commit makes the ingest a blob of the namespace, durably, and releases
+	// the ref. A size other than 0 that is not the ingest's, and an expected
+	// digest that is not its bytes', are [errdefs.ErrFailedPrecondition] and
+	// keep the ingest; a blob that the namespace has already is
+	// [errdefs.ErrAlreadyExists] and ends it.
+	Commit(ctx context.Context, size int64, expected digest.Digest, labels map[string]string) error
+}

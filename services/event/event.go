@@ -1,0 +1,101 @@
+// Package event is the contract of events: facts about objects, told in the
+// order in which they became true.
+//
+// An event's payload is one of containerd's event messages, kept as protobuf
+// JSON with the field names of the .proto files. The types in payload.go make
+// such JSON without knowing protobuf. Payloads that arrive as protobuf of a
+// type nobody here knows are passed on as they came.
+package event
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantryd/gantry/services/ident"
+)
+
+// An Event is a fact. Its identity is ID: two events of one ID are the same
+// event, told twice.
+type Event struct {
+	ID        string    `json:"id"` // "<daemon>/<incarnation>/<sequence>", or made up by the bus for events from elsewhere
+	Namespace string    `json:"namespace"`
+	Topic     string    `json:"topic"` // "/tasks/exit"
+	Time      time.Time `json:"time"`
+	Subject   string    `json:"subject,omitempty"`     // the container, image, digest or key it is about
+	Trace     string    `json:"traceparent,omitempty"` // W3C trace context of the call that caused it
+
+	Type string `json:"type"`           // full name of the protobuf message
+	JSON []byte `json:"json,omitempty"` // the payload as protobuf JSON, or
+	Raw  []byte `json:"raw,omitempty"`  // as protobuf, if the type is not known
+
+	// Sequence is the place in the bus's stream and Epoch which stream that
+	// is: a stream rebuilt after a loss counts from 1 again. Both are set by
+	// the bus.
+	Sequence uint64 `json:"-"`
+	Epoch    string `json:"-"`
+}
+
+// Check is [errdefs.ErrInvalidArgument] unless the namespace is an identifier
+// and the topic is at least two of them, each after a slash.
+func (e Event) Check() error {
+	if err := ident.Check(e.Namespace); err != nil {
+		return fmt.Errorf("event namespace: %w", err)
+	}
+	parts := strings.Split(e.Topic, "/")
+	if len(parts) < 3 || parts[0] != "" {
+		return fmt.Errorf("topic %q must start with '/' and have two components: %w", e.Topic, errdefs.ErrInvalidArgument)
+	}
+	for _, p := range parts[1:] {
+		if err := ident.Check(p); err != nil {
+			return fmt.Errorf("topic %q: %w", e.Topic, err)
+		}
+	}
+	return nil
+}
+
+// A Publisher takes events in.
+type Publisher interface {
+	// Publish returns when the bus has the event durably. An event that fails
+	// Check is [errdefs.ErrInvalidArgument]; one that the bus has already is
+	// accepted and not told again.
+	Publish(ctx context.Context, e Event) error
+}
+
+// A Cursor is a place in the bus's stream.
+type Cursor struct {
+	Epoch    string
+	Sequence uint64
+}
+
+// SubscribeOptions say what to tell.
+type SubscribeOptions struct {
+	// Filters are alternatives; none is all events. The fields are
+	// "namespace", "topic" and "event.<field>".
+	Filters []string
+
+	// After asks for the kept events past a cursor first; nil begins now.
+	After *Cursor
+}
+
+// A Subscriber is told of events.
+type Subscriber interface {
+	// Subscribe yields every event of every namespace that matches, in one
+	// total order that is the same for every subscriber. It is in force when
+	// Subscribe returns. A filter that does not parse is
+	// [errdefs.ErrInvalidArgument]; a cursor of another epoch, or one whose
+	// next event is no longer kept, is [errdefs.ErrOutOfRange]. The sequence
+	// ends with ctx or with an error, yielded last; the caller ranges over it
+	// once. No event is dropped because the caller is slow.
+	Subscribe(ctx context.Context, o SubscribeOptions) (iter.Seq2[Event, error], error)
+}
+
+// A Bus is both ends.
+type Bus interface {
+	Publisher
+	Subscriber
+}

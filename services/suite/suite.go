@@ -1,0 +1,160 @@
+// Package suite is the map of the suite as data: which daemons there are, which
+// sockets they listen on, which services they answer, and what each says of
+// itself.
+package suite
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+)
+
+// The daemons, by name. The name is that of the executable, the socket, the
+// state directory, the config file and the systemd unit.
+const (
+	Contentd  = "contentd"
+	Snapshotd = "snapshotd"
+	Imaged    = "imaged"
+	Taskd     = "taskd"
+	Eventbus  = "eventbus"
+	Gatewayd  = "gatewayd"
+)
+
+// A Daemon is one process of the suite.
+type Daemon struct {
+	Name    string
+	User    string   // whom it runs as where systemd starts it
+	Does    string   // one line for people
+	Public  []string // gRPC services of containerd's API that it answers
+	Private []string // gRPC services of ours, for other daemons and the CLI
+}
+
+// Sockets is where daemons listen unless told otherwise.
+const Sockets = "/run/gantry"
+
+// Address is the public door: the one address that clients dial and that every
+// shim is given. It is hashed into the names of shims' sockets, so that it must
+// not change while containers run.
+const Address = "/run/gantry/gantry.sock"
+
+// Socket returns the path of a daemon's gRPC socket in dir.
+func Socket(dir, daemon string) string { return filepath.Join(dir, daemon+".sock") }
+
+// NATSSocket returns the path of the bus's NATS socket in dir.
+func NATSSocket(dir string) string { return filepath.Join(dir, "nats.sock") }
+
+// ShimSocket returns the path of the ttrpc socket to which shims send their
+// events. containerd's rule is the public address with ".ttrpc".
+func ShimSocket(address string) string { return address + ".ttrpc" }
+
+// A Plugin is a part of a daemon as containerd's clients look for it. The types
+// and ids are containerd's.
+type Plugin struct {
+	Type         string            `json:"type"`
+	ID           string            `json:"id"`
+	Requires     []string          `json:"requires,omitempty"`
+	Platforms    []string          `json:"platforms,omitempty"` // "linux/amd64"
+	Exports      map[string]string `json:"exports,omitempty"`
+	Capabilities []string          `json:"capabilities,omitempty"`
+	Skip         string            `json:"skip,omitempty"` // why it is not there, if it is not
+}
+
+// A Description is what a daemon says of itself.
+type Description struct {
+	Daemon  string
+	Version string
+	Pid     int
+	Started time.Time
+	Memory  int64 // bytes of resident memory
+	Plugins []Plugin
+}
+
+// A Describer is a daemon that is asked about itself.
+type Describer interface {
+	Describe(ctx context.Context) (Description, error)
+}
+
+// Daemons are the processes of the suite. The order is for people; nothing
+// depends on it.
+var Daemons = []Daemon{
+	{
+		Name:    Contentd,
+		User:    "gantry-content",
+		Does:    "keeps blobs",
+		Public:  []string{"containerd.services.content.v1.Content"},
+		Private: []string{"gantry.lease.v1.Members", "gantry.namespace.v1.Holder"},
+	},
+	{
+		Name: Snapshotd,
+		User: "root",
+		Does: "keeps snapshots, applies and makes layers",
+		Public: []string{
+			"containerd.services.snapshots.v1.Snapshots",
+			"containerd.services.diff.v1.Diff",
+			"containerd.services.mounts.v1.Mounts",
+		},
+		Private: []string{"gantry.lease.v1.Members", "gantry.namespace.v1.Holder"},
+	},
+	{
+		Name: Imaged,
+		User: "gantry-image",
+		Does: "keeps images, leases and namespaces",
+		Public: []string{
+			"containerd.services.images.v1.Images",
+			"containerd.services.leases.v1.Leases",
+			"containerd.services.namespaces.v1.Namespaces",
+			"containerd.services.transfer.v1.Transfer",
+			"containerd.services.streaming.v1.Streaming",
+		},
+		Private: []string{"gantry.lease.v1.Registry"},
+	},
+	{
+		Name: Taskd,
+		User: "root",
+		Does: "keeps containers and runs tasks",
+		Public: []string{
+			"containerd.services.containers.v1.Containers",
+			"containerd.services.tasks.v1.Tasks",
+			"containerd.services.sandbox.v1.Store",
+			"containerd.services.sandbox.v1.Controller",
+		},
+		Private: []string{"gantry.namespace.v1.Holder"},
+	},
+	{
+		Name:   Eventbus,
+		User:   "gantry-events",
+		Does:   "carries events",
+		Public: []string{"containerd.services.events.v1.Events"},
+	},
+	{
+		Name: Gatewayd,
+		User: "gantry",
+		Does: "is the public door",
+		Public: []string{
+			"containerd.services.version.v1.Version",
+			"containerd.services.introspection.v1.Introspection",
+		},
+	},
+}
+
+// ByName returns the daemon of that name.
+func ByName(name string) (Daemon, bool) {
+	for _, d := range Daemons {
+		if d.Name == name {
+			return d, true
+		}
+	}
+	return Daemon{}, false
+}
+
+// Owner returns the daemon that answers a public service.
+func Owner(service string) (Daemon, bool) {
+	for _, d := range Daemons {
+		for _, s := range d.Public {
+			if s == service {
+				return d, true
+			}
+		}
+	}
+	return Daemon{}, false
+}
