@@ -1,0 +1,75 @@
+// Package label holds the rules for labels that every noun shares: how long one
+// may be, that an empty value deletes, and what a field mask touches. They are
+// containerd's, because its clients rely on them.
+package label
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// sizeMax is how long a label's key and value are together at most, in bytes.
+const sizeMax = 4096
+
+// Check is [errdefs.ErrInvalidArgument] if a key is empty or a label is longer
+// than 4096 bytes.
+func Check(labels map[string]string) error {
+	for k, v := range labels {
+		if k == "" {
+			return fmt.Errorf("label key must not be empty: %w", errdefs.ErrInvalidArgument)
+		}
+		if n := len(k) + len(v); n > sizeMax {
+			return fmt.Errorf("label key and value length (%d bytes) greater than maximum size (%d bytes), key: %s: %w",
+				n, sizeMax, k[:min(len(k), 64)], errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// Clean returns a copy without the labels whose value is empty; nil if none is
+// left.
+func Clean(labels map[string]string) map[string]string {
+	var c map[string]string
+	for k, v := range labels {
+		if v == "" {
+			continue
+		}
+		if c == nil {
+			c = make(map[string]string, len(labels))
+		}
+		c[k] = v
+	}
+	return c
+}
+
+// Update returns what is left of old when a request gives new and names fields.
+// No fields, or "labels", replace all; "labels.<key>" sets that key, or deletes
+// it if new has no value for it. Any other field, and a label that fails
+// [Check], is [errdefs.ErrInvalidArgument]. Neither map is changed.
+func Update(old, new map[string]string, fields []string) (map[string]string, error) {
+	if err := Check(new); err != nil {
+		return nil, err
+	}
+	if len(fields) == 0 {
+		return Clean(new), nil
+	}
+	out := maps.Clone(old)
+	for _, f := range fields {
+		key, one := strings.CutPrefix(f, "labels.")
+		switch {
+		case f == "labels":
+			out = maps.Clone(new)
+		case one && key != "":
+			if out == nil {
+				out = make(map[string]string)
+			}
+			out[key] = new[key]
+		default:
+			return nil, fmt.Errorf("cannot update field %q: %w", f, errdefs.ErrInvalidArgument)
+		}
+	}
+	return Clean(out), nil
+}
