@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
@@ -195,12 +196,13 @@ func (p *parser) value(expression bool) (string, error) {
 	n := 0
 	for n < len(p.rest) {
 		r, w := utf8.DecodeRuneInString(p.rest[n:])
-		if r == utf8.RuneError && w <= 1 || strings.ContainsRune(", \t\r\n\"", r) || r < ' ' {
+		if r == utf8.RuneError && w <= 1 || r == ',' || unicode.IsSpace(r) || !unicode.IsGraphic(r) {
 			break
 		}
 		n += w
 	}
-	if n == 0 {
+	// What could open another token does not open a word.
+	if n == 0 || strings.ContainsRune(".=!~/|", rune(p.rest[0])) {
 		return "", p.fail("want a value")
 	}
 	v := p.rest[:n]
@@ -244,7 +246,7 @@ func (p *parser) delimited() (string, error) {
 	return "", p.fail("expression does not end")
 }
 
-func (p *parser) space() { p.rest = strings.TrimLeft(p.rest, " \t\r\n") }
+func (p *parser) space() { p.rest = strings.TrimLeftFunc(p.rest, unicode.IsSpace) }
 
 func (p *parser) fail(what string) error {
 	return fmt.Errorf("filter %q at %d: %s: %w", p.whole, len(p.whole)-len(p.rest), what, errdefs.ErrInvalidArgument)
