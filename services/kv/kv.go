@@ -1,13 +1,20 @@
-// Package kv is the database that a daemon keeps its records in: ordered keys,
-// transactions that are durable when they return, and group commit.
 package kv
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
-	"iter"
 	"log/slog"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
 )
 
 // Options say which database to open.
@@ -23,64 +30,278 @@ type Options struct {
 	Log     *slog.Logger
 }
 
+// freeMinDefault leaves room for what Badger writes beside the updates
+// themselves: logs, tables and their compaction.
+const freeMinDefault = 64 << 20
+
 // A DB is an open database. Methods may be called from any goroutine.
-type DB struct{}
+type DB struct {
+	badger *badger.DB
+	space  *space
+	owner  owner
+
+	// turn is held by whoever runs and commits a group.
+	turn chan struct{}
+
+	// mu guards the fields below it.
+	mu      sync.Mutex
+	waiting []*update
+	users   int
+	closed  bool
+	idle    *sync.Cond // users became 0
+}
+
+// An owner is the row that says whose database this is.
+type owner struct {
+	Daemon      string `json:"daemon"`
+	Schema      int    `json:"schema"`
+	Incarnation string `json:"incarnation"`
+}
+
+// ownerKey cannot be made by [Key].
+var ownerKey = []byte("\x01owner")
 
 // Open opens or makes a database. A directory that belongs to another owner, a
-// schema newer than the caller's, and a database that another process has open
-// are [errdefs.ErrFailedPrecondition].
-func Open(o Options) (*DB, error) { return nil, errors.New("kv: not written") }
+// schema newer than the caller's, a database that another process has open, and
+// a directory with something else in it are [errdefs.ErrFailedPrecondition].
+func Open(o Options) (*DB, error) {
+	db, err := open(&o)
+	if err != nil {
+		return nil, err
+	}
+	if err := db.settle(o); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// open fills in the defaults and opens the database without asking whose it is.
+func open(o *Options) (*DB, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.FreeMin == 0 {
+		o.FreeMin = freeMinDefault
+	}
+	if o.Owner == "" || o.Schema < 1 {
+		return nil, fmt.Errorf("database %s: want an owner and a schema from 1: %w", o.Dir, errdefs.ErrInvalidArgument)
+	}
+	sp := &space{dir: o.Dir, freeMin: o.FreeMin, log: o.Log}
+	if err := prepare(o.Dir, sp); err != nil {
+		return nil, fmt.Errorf("database %s: %w", o.Dir, err)
+	}
+	b, err := badger.Open(settings(o))
+	if err != nil && !inUse(err) {
+		// What stopped it may have been mended by the attempt itself.
+		o.Log.Warn("opening the database again", "dir", o.Dir, "err", err)
+		b, err = badger.Open(settings(o))
+	}
+	if inUse(err) {
+		return nil, fmt.Errorf("database %s: in use by another process: %w", o.Dir, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("database %s: %w", o.Dir, err)
+	}
+	db := &DB{badger: b, space: sp, turn: make(chan struct{}, 1)}
+	db.idle = sync.NewCond(&db.mu)
+	return db, nil
+}
+
+// settings are small tables, no caches and nothing in the value log, so that an
+// idle database costs next to nothing.
+func settings(o *Options) badger.Options {
+	return badger.DefaultOptions(o.Dir).
+		WithLogger(logger{o.Log}).
+		WithSyncWrites(true).
+		WithDetectConflicts(false). // there is one writer
+		WithMetricsEnabled(false).
+		WithMemTableSize(2 << 20).
+		WithNumMemtables(1).
+		WithValueThreshold(300 << 10). // at most 15 % of a memtable
+		WithVerifyValueChecksum(true).
+		WithCompression(options.None).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithNumCompactors(2).
+		WithNumLevelZeroTables(2).
+		WithNumLevelZeroTablesStall(6).
+		WithBaseTableSize(1 << 20).
+		WithBaseLevelSize(4 << 20).
+		WithValueLogFileSize(16 << 20).
+		WithNumGoroutines(2)
+}
+
+// settle reads the owner's row, or writes it into a new database, and migrates.
+func (db *DB) settle(o Options) error {
+	ctx := context.Background()
+	if err := db.View(func(tx *Tx) error { return tx.getOwner(&db.owner) }); errors.Is(err, errdefs.ErrNotFound) {
+		if err := db.View(wantEmpty); err != nil {
+			return fmt.Errorf("database %s: %w", o.Dir, err)
+		}
+		db.owner = owner{Daemon: o.Owner, Schema: o.Schema, Incarnation: newIncarnation()}
+		if err := db.Update(ctx, func(tx *Tx) error { return tx.putOwner(db.owner) }); err != nil {
+			return fmt.Errorf("database %s: %w", o.Dir, err)
+		}
+		// The names of the files, then the name of the directory.
+		return errors.Join(syncDir(o.Dir), syncDir(filepath.Dir(o.Dir)))
+	} else if err != nil {
+		return fmt.Errorf("database %s: %w", o.Dir, err)
+	}
+	if db.owner.Daemon != o.Owner {
+		return fmt.Errorf("database %s belongs to %s, not to %s: %w", o.Dir, db.owner.Daemon, o.Owner, errdefs.ErrFailedPrecondition)
+	}
+	if db.owner.Schema > o.Schema {
+		return fmt.Errorf("database %s has schema %d, newer than %d of this %s: %w", o.Dir, db.owner.Schema, o.Schema, o.Owner, errdefs.ErrFailedPrecondition)
+	}
+	for db.owner.Schema < o.Schema {
+		if o.Migrate == nil {
+			return fmt.Errorf("database %s has schema %d and nothing brings it to %d: %w", o.Dir, db.owner.Schema, o.Schema, errdefs.ErrFailedPrecondition)
+		}
+		next := db.owner
+		next.Schema++
+		if err := db.Update(ctx, func(tx *Tx) error {
+			return errors.Join(o.Migrate(tx, db.owner.Schema), tx.putOwner(next))
+		}); err != nil {
+			return fmt.Errorf("database %s: schema %d to %d: %w", o.Dir, db.owner.Schema, next.Schema, err)
+		}
+		db.owner = next
+		o.Log.Info("migrated the database", "dir", o.Dir, "schema", next.Schema)
+	}
+	return nil
+}
+
+func wantEmpty(tx *Tx) error {
+	for range tx.Scan(nil, nil) {
+		return fmt.Errorf("not one of ours: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+func (tx *Tx) getOwner(o *owner) error {
+	b, err := tx.get(ownerKey)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, o)
+}
+
+func (tx *Tx) putOwner(o owner) error {
+	b, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	tx.own[string(ownerKey)] = write{value: b}
+	return nil
+}
+
+func newIncarnation() string {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
 
 // Incarnation names this database for good: made when it was, and made anew
 // when it is restored from a backup.
-func (db *DB) Incarnation() string { return "" }
+func (db *DB) Incarnation() string { return db.owner.Incarnation }
 
 // View runs fn on a snapshot of the database.
-func (db *DB) View(fn func(tx *Tx) error) error { return nil }
-
-// Update runs fn and makes what it wrote durable before it returns nil. The
-// updates of concurrent callers share one commit; each sees those before it.
-// When fn fails nothing of it is written and its error is returned unchanged.
-// fn does no I/O, calls nobody and may not keep tx. A disk that is nearly full
-// is [errdefs.ErrResourceExhausted].
-func (db *DB) Update(ctx context.Context, fn func(tx *Tx) error) error { return nil }
-
-// Release is Update for what frees space; it goes on when the disk is nearly
-// full.
-func (db *DB) Release(ctx context.Context, fn func(tx *Tx) error) error { return nil }
+func (db *DB) View(fn func(tx *Tx) error) error {
+	if err := db.enter(); err != nil {
+		return err
+	}
+	defer db.leave()
+	snap := db.badger.NewTransaction(false)
+	defer snap.Discard()
+	return (&Tx{snap: snap}).run(fn)
+}
 
 // Backup writes a backup that Restore reads.
-func (db *DB) Backup(w io.Writer) error { return nil }
+func (db *DB) Backup(w io.Writer) error {
+	if err := db.enter(); err != nil {
+		return err
+	}
+	defer db.leave()
+	if _, err := db.badger.Backup(w, 0); err != nil {
+		return fmt.Errorf("backup: %w", err)
+	}
+	return nil
+}
 
-// Close waits for the updates under way.
-func (db *DB) Close() error { return nil }
+// Restore makes a database from a backup, in a directory that is missing or
+// empty. It is a new incarnation of the database.
+func Restore(o Options, r io.Reader) error {
+	db, err := open(&o)
+	if err != nil {
+		return err
+	}
+	if err := db.restore(o, r); err != nil {
+		return errors.Join(fmt.Errorf("restore to %s: %w", o.Dir, err), db.Close())
+	}
+	return db.Close()
+}
 
-// A Tx is a transaction. Slices it returns are the caller's.
-type Tx struct{}
+func (db *DB) restore(o Options, r io.Reader) error {
+	if err := db.View(func(tx *Tx) error {
+		return errors.Join(wantEmpty(tx), wantAbsent(tx.getOwner(&db.owner)))
+	}); err != nil {
+		return err
+	}
+	if err := db.badger.Load(r, 16); err != nil {
+		return err
+	}
+	return db.Update(context.Background(), func(tx *Tx) error {
+		if err := tx.getOwner(&db.owner); err != nil {
+			return fmt.Errorf("the backup does not say whose it is: %w", err)
+		}
+		if db.owner.Daemon != o.Owner {
+			return fmt.Errorf("the backup is %s's, not %s's: %w", db.owner.Daemon, o.Owner, errdefs.ErrFailedPrecondition)
+		}
+		db.owner.Incarnation = newIncarnation()
+		return tx.putOwner(db.owner)
+	})
+}
 
-// Get is [errdefs.ErrNotFound] if there is no such key.
-func (tx *Tx) Get(key []byte) ([]byte, error) { return nil, nil }
+func wantAbsent(err error) error {
+	switch {
+	case errors.Is(err, errdefs.ErrNotFound):
+		return nil
+	case err == nil:
+		return fmt.Errorf("there is a database: %w", errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
 
-// Put sets a key.
-func (tx *Tx) Put(key, value []byte) error { return nil }
+// Close waits for the updates and views under way. Later calls are
+// [errdefs.ErrUnavailable].
+func (db *DB) Close() error {
+	db.mu.Lock()
+	if db.closed {
+		db.mu.Unlock()
+		return nil
+	}
+	db.closed = true
+	for db.users > 0 {
+		db.idle.Wait()
+	}
+	db.mu.Unlock()
+	return db.badger.Close()
+}
 
-// Delete removes a key; a missing one is fine.
-func (tx *Tx) Delete(key []byte) error { return nil }
+// enter counts a user of the files, which may not be unmapped before leave.
+func (db *DB) enter() error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed {
+		return fmt.Errorf("database is closed: %w", errdefs.ErrUnavailable)
+	}
+	db.users++
+	return nil
+}
 
-// Scan yields the keys that have the prefix and are at or past from, in byte
-// order; an empty from begins at the prefix. It sees what the transaction
-// wrote before Scan was called.
-func (tx *Tx) Scan(prefix, from []byte) iter.Seq2[[]byte, []byte] { return nil }
-
-// GetJSON reads a key into v. PutJSON sets it.
-func (tx *Tx) GetJSON(key []byte, v any) error { return nil }
-
-// PutJSON sets a key to v's JSON.
-func (tx *Tx) PutJSON(key []byte, v any) error { return nil }
-
-// Key joins parts with a separator that none of them may contain, so that a
-// scan of Key(a, "") sees a's children only. Parts may hold any byte but NUL.
-func Key(parts ...string) []byte { return nil }
-
-// Parts takes a key apart again.
-func Parts(key []byte) []string { return nil }
+func (db *DB) leave() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.users--; db.users == 0 {
+		db.idle.Broadcast()
+	}
+}

@@ -1,0 +1,205 @@
+package kv
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// releaseMin is free space that Badger needs to go on at all: a log, the
+	// table made of it, and the compaction that may follow. Its files are
+	// sparse and mapped; a write that finds no block is SIGBUS.
+	releaseMin = 16 << 20
+
+	ballastName = "ballast"
+	ballastSize = 2 * releaseMin
+)
+
+// prepare makes a directory fit to be opened: it exists, only its owner can
+// enter it, it holds a database or nothing, and no file in it is half made.
+func prepare(dir string, sp *space) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return err
+	}
+	// Another process may be just making the file that looks half made. Badger
+	// takes the same lock when it opens.
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); inUse(err) {
+		return fmt.Errorf("in use by another process: %w", errdefs.ErrFailedPrecondition)
+	} else if err != nil {
+		return fmt.Errorf("lock: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if err := wantDatabase(entries); err != nil {
+		return err
+	}
+	if err := sweep(dir, entries); err != nil {
+		return err
+	}
+	sp.look()
+	return nil
+}
+
+// beforeManifest are the files that a database can have before it is one.
+var beforeManifest = []string{"LOCK", "MANIFEST-REWRITE", "KEYREGISTRY", "REWRITE-KEYREGISTRY", ballastName, "lost+found"}
+
+func wantDatabase(entries []os.DirEntry) error {
+	var other string
+	for _, e := range entries {
+		if e.Name() == "MANIFEST" {
+			return nil
+		}
+		if !slices.Contains(beforeManifest, e.Name()) {
+			other = e.Name()
+		}
+	}
+	if other != "" {
+		return fmt.Errorf("not a database, and not empty: there is %q: %w", other, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// sweep removes the log files that hold nothing. Badger makes one empty and
+// then sizes it, and truncates one before it removes it; after a kill in
+// between it does not open.
+func sweep(dir string, entries []os.DirEntry) error {
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext != ".mem" && ext != ".vlog" || !e.Type().IsRegular() {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if info.Size() == 0 {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// inUse tells the error of a lock that somebody else has.
+func inUse(err error) bool {
+	return errors.Is(err, unix.EWOULDBLOCK) || err != nil && strings.Contains(err.Error(), "Cannot acquire directory lock")
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// A space watches the disk and keeps the ballast: a file that is let go when
+// the disk is full, so that what frees space can still be written. It is used
+// by one goroutine at a time.
+type space struct {
+	dir     string
+	freeMin int64
+	log     *slog.Logger
+	low     bool // it was said
+	ballast bool // is there, or cannot be
+}
+
+// A room is what was free when it was looked at.
+type room struct {
+	dir             string
+	free, freeMin   int64
+	update, release bool // are possible
+}
+
+// look asks the file system, and drops or makes the ballast.
+func (s *space) look() room {
+	free, usable, err := s.free()
+	if err != nil {
+		// The writes themselves will say what is wrong.
+		return room{dir: s.dir, freeMin: s.freeMin, update: true, release: true}
+	}
+	switch {
+	case usable < releaseMin && s.drop():
+		free, usable, _ = s.free()
+	case !s.ballast && free >= s.freeMin+2*ballastSize:
+		s.make()
+	}
+	if low := free < s.freeMin; low != s.low {
+		s.low = low
+		if low {
+			s.log.Warn("disk is nearly full: only what frees space goes on", "dir", s.dir, "free", free, "want", s.freeMin)
+		} else {
+			s.log.Info("disk has room again", "dir", s.dir, "free", free)
+		}
+	}
+	return room{dir: s.dir, free: free, freeMin: s.freeMin, update: free >= s.freeMin, release: usable >= releaseMin}
+}
+
+// free returns the bytes that anybody may still use and those that this process
+// may: root has a reserve on some file systems.
+func (s *space) free() (free, usable int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return 0, 0, err
+	}
+	free = int64(st.Bavail) * st.Bsize
+	usable = free
+	if os.Geteuid() == 0 {
+		usable = int64(st.Bfree) * st.Bsize
+	}
+	return free, usable, nil
+}
+
+func (s *space) drop() bool {
+	s.ballast = false
+	err := os.Remove(filepath.Join(s.dir, ballastName))
+	if err == nil {
+		s.log.Warn("disk is full: let go of the ballast", "dir", s.dir)
+	}
+	return err == nil
+}
+
+// make makes the ballast if it is missing. Without it, as on a file system that
+// cannot reserve or that is memory, a full disk stops deletes too; nothing else
+// is different.
+func (s *space) make() {
+	s.ballast = true
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil || st.Type == unix.TMPFS_MAGIC {
+		return
+	}
+	f, err := os.OpenFile(filepath.Join(s.dir, ballastName), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, ballastSize); err != nil {
+		s.log.Debug("no ballast", "dir", s.dir, "err", err)
+		os.Remove(f.Name())
+	}
+}
+
+func (r room) refuse(release bool) error {
+	if release && r.release || !release && r.update {
+		return nil
+	}
+	return fmt.Errorf("disk of %s is nearly full, %d bytes are free and %d are wanted: %w", r.dir, r.free, r.freeMin, errdefs.ErrResourceExhausted)
+}

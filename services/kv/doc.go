@@ -1,0 +1,39 @@
+// Package kv is the database that a daemon keeps its records in: ordered keys,
+// transactions that are durable when they return, and group commit.
+//
+// # On disk
+//
+//	<dir>/            a Badger database
+//	<dir>/ballast     space held back, so that a full disk still lets go
+//
+// One row, which no caller can reach, says whose database this is, which layout
+// its keys have, and its incarnation.
+//
+// # What survives a crash
+//
+// Every update that was acknowledged, whole; of one that was not, all or
+// nothing. A process killed between making a log file and sizing it leaves an
+// empty file that Badger refuses, so Open removes empty log files first.
+//
+// # Group commit
+//
+// Badger syncs its log once per transaction, whoever waits. So callers queue,
+// one of them at a time takes everything that waits, runs the functions one
+// after the other, each on top of what those before it wrote, and commits them
+// as one transaction: one sync for all. A function that fails is left out. There
+// is no goroutine to own: the work is done by whichever caller is next.
+//
+// # Locking
+//
+// The turn (a channel of one) is held while a group runs and commits; mu guards
+// the queue and the count of users, is a leaf, and is never held while a
+// caller's function runs.
+//
+// # Limits
+//
+// A key is at most 65,000 bytes and a value 15 MiB. A transaction has at most
+// some 3,200 keys and 300 KiB, where a value over 300 KiB counts for nothing: it
+// is kept in a file of its own kind. The queue is as long as there are callers.
+// Update needs [Options].FreeMin of free disk and Release 16 MiB: below that
+// Badger's writes into mapped files would end the process.
+package kv
