@@ -54,8 +54,7 @@ func prepare(dir string, sp *space) error {
 	if err := sweep(dir, entries); err != nil {
 		return err
 	}
-	sp.look()
-	return nil
+	return sp.look().refuse(true)
 }
 
 // beforeManifest are the files that a database can have before it is one.

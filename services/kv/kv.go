@@ -63,7 +63,8 @@ var ownerKey = []byte("\x01owner")
 
 // Open opens or makes a database. A directory that belongs to another owner, a
 // schema newer than the caller's, a database that another process has open, and
-// a directory with something else in it are [errdefs.ErrFailedPrecondition].
+// a directory with something else in it are [errdefs.ErrFailedPrecondition]. A
+// disk too full to open it is [errdefs.ErrResourceExhausted].
 func Open(o Options) (*DB, error) {
 	db, err := open(&o)
 	if err != nil {
@@ -272,7 +273,9 @@ func wantAbsent(err error) error {
 }
 
 // Close waits for the updates and views under way. Later calls are
-// [errdefs.ErrUnavailable].
+// [errdefs.ErrUnavailable]. On a disk that is full to the end it is
+// [errdefs.ErrResourceExhausted] and leaves the files as a kill would: nothing
+// is lost, and the process has them open until it exits.
 func (db *DB) Close() error {
 	db.mu.Lock()
 	if db.closed {
@@ -284,6 +287,10 @@ func (db *DB) Close() error {
 		db.idle.Wait()
 	}
 	db.mu.Unlock()
+	// Badger writes what it has in memory into a table.
+	if err := db.space.look().refuse(true); err != nil {
+		return err
+	}
 	return db.badger.Close()
 }
 

@@ -198,7 +198,11 @@ func TestConcurrentUpdatesAreSerial(t *testing.T) {
 
 func concurrent(t *testing.T, size int) {
 	db := open(t, options(t))
-	const callers, rounds = 32, 30
+	const callers = 32
+	rounds := 30
+	if size > 1 {
+		rounds = 5
+	}
 	no := errors.New("no")
 	var all sync.WaitGroup
 	var durable sync.Map
