@@ -1,14 +1,10 @@
-// Package rpc makes the servers and clients of the suite: message sizes,
-// keepalive, errors that keep their kind across a socket, tracing, and who may
-// call what.
 package rpc
 
 import (
 	"context"
-	"errors"
-	"log/slog"
+	"time"
 
-	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/gantryd/gantry/services/namespace"
 )
@@ -17,21 +13,46 @@ import (
 // containerd's.
 const MessageMax = 16 << 20
 
-// NewServer returns a server of the named daemon: default deny by peer
-// credentials and method, errors translated by [errgrpc], tracing, metrics, and
-// internal errors logged once, here.
-func NewServer(daemon string, log *slog.Logger, o ...grpc.ServerOption) *grpc.Server { return nil }
+// PeerWait is how long a call waits for a peer that is not there, as while it
+// restarts.
+const PeerWait = 5 * time.Second
 
-// Dial returns a connection to the gRPC server on a unix socket. It does not
-// wait for it. A call waits up to PeerWait for a peer that is not there, as
-// while it restarts, and is then [errdefs.ErrUnavailable].
-func Dial(socket string, o ...grpc.DialOption) (*grpc.ClientConn, error) {
-	return nil, errors.New("rpc: not written")
-}
+// The headers in which containerd's clients name the namespace and the lease of
+// a call.
+const (
+	headerNamespace = "containerd-namespace"
+	headerLease     = "containerd-lease"
+)
 
 // Scope reads the namespace and lease of an incoming call from containerd's
-// headers and checks them.
-func Scope(ctx context.Context) (namespace.Scope, error) { return namespace.Scope{}, nil }
+// headers and checks them. Of a header that is repeated the first counts.
+func Scope(ctx context.Context) (namespace.Scope, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	first := func(key string) string {
+		if v := md.Get(key); len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	s := namespace.Scope{Name: first(headerNamespace), Lease: first(headerLease)}
+	return s, s.Check()
+}
 
-// WithScope puts a scope into the headers of an outgoing call.
-func WithScope(ctx context.Context, s namespace.Scope) context.Context { return ctx }
+// WithScope puts a scope into the headers of an outgoing call, in place of one
+// that was there.
+func WithScope(ctx context.Context, s namespace.Scope) context.Context {
+	md, ok := metadata.FromOutgoingContext(ctx)
+	if ok {
+		md = md.Copy()
+	} else {
+		md = metadata.MD{}
+	}
+	for key, value := range map[string]string{headerNamespace: s.Name, headerLease: s.Lease} {
+		if value == "" {
+			delete(md, key)
+			continue
+		}
+		md.Set(key, value)
+	}
+	return metadata.NewOutgoingContext(ctx, md)
+}

@@ -1,0 +1,58 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/gantryd/gantry/services/suite"
+)
+
+// A self is this process as it describes itself.
+type self struct {
+	name    string
+	plugins []suite.Plugin
+	started time.Time
+}
+
+var _ suite.Describer = self{}
+
+func newSelf(name string, plugins []suite.Plugin) self {
+	return self{name: name, plugins: plugins, started: time.Now()}
+}
+
+// Describe implements [suite.Describer].
+func (s self) Describe(context.Context) (suite.Description, error) {
+	memory, err := resident()
+	if err != nil {
+		return suite.Description{}, err
+	}
+	return suite.Description{
+		Daemon:  s.name,
+		Version: Version(),
+		Pid:     os.Getpid(),
+		Started: s.started,
+		Memory:  memory,
+		Plugins: s.plugins,
+	}, nil
+}
+
+// resident returns this process's resident memory in bytes.
+func resident() (int64, error) {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0, err
+	}
+	fields := bytes.Fields(b)
+	if len(fields) < 2 {
+		return 0, fmt.Errorf("/proc/self/statm: %q", b)
+	}
+	pages, err := strconv.ParseInt(string(fields[1]), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("/proc/self/statm: %w", err)
+	}
+	return pages * int64(os.Getpagesize()), nil
+}

@@ -1,0 +1,71 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+)
+
+// toWire is what a server sends for a handler's error.
+func toWire(err error) error {
+	// A status that was wrapped on its way would lose the wrapping's kind:
+	// only one that is bare is passed on as it is.
+	if _, bare := err.(interface{ GRPCStatus() *status.Status }); bare {
+		return err
+	}
+	return errgrpc.ToGRPC(err)
+}
+
+// born says whether an internal error comes from a handler here, not from
+// another daemon's answer.
+func born(err error) bool {
+	if _, passedOn := status.FromError(err); passedOn {
+		return false
+	}
+	switch errdefs.Resolve(err) {
+	case errdefs.ErrInternal, errdefs.ErrUnknown, errdefs.ErrDataLoss:
+		return true
+	}
+	return false
+}
+
+// fromWire is the error that a client's caller gets.
+func fromWire(err error) error {
+	if err == nil || errors.Is(err, io.EOF) {
+		return err
+	}
+	if _, ok := status.FromError(err); !ok {
+		return err
+	}
+	return errgrpc.ToNative(err)
+}
+
+func translateUnary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+	return fromWire(invoke(ctx, method, req, reply, cc, o...))
+}
+
+func translateStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+	cs, err := open(ctx, desc, cc, method, o...)
+	if err != nil {
+		return nil, fromWire(err)
+	}
+	return translatedStream{cs}, nil
+}
+
+// A translatedStream is a client's stream whose errors have kinds.
+type translatedStream struct{ grpc.ClientStream }
+
+func (s translatedStream) RecvMsg(m any) error { return fromWire(s.ClientStream.RecvMsg(m)) }
+func (s translatedStream) SendMsg(m any) error { return fromWire(s.ClientStream.SendMsg(m)) }
+func (s translatedStream) CloseSend() error    { return fromWire(s.ClientStream.CloseSend()) }
+
+// unavailable says whether err, of either side of the wire, means that the peer
+// is not there.
+func unavailable(err error) bool {
+	return errdefs.IsUnavailable(fromWire(err))
+}
