@@ -7,8 +7,14 @@
 package lease
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"strings"
 	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/namespace"
 )
@@ -24,16 +30,66 @@ type Lease struct {
 	ID        string
 	Labels    map[string]string
 	CreatedAt time.Time
-
-	// Generation tells two leases of one id apart, of which the first was
-	// deleted. It grows.
-	Generation uint64
 }
+
+// Expires returns the time at which the lease ends by itself. A label that is
+// no time says nothing, as in containerd.
+func (l Lease) Expires() (time.Time, bool) {
+	at, err := time.Parse(time.RFC3339, l.Labels[LabelExpire])
+	return at, err == nil
+}
+
+// The types of resources. That of a snapshot is TypeSnapshots, a slash, and the
+// name of the snapshotter.
+const (
+	TypeContent   = "content"
+	TypeIngests   = "ingests"
+	TypeImages    = "images"
+	TypeSnapshots = "snapshots"
+)
 
 // A Resource is an object that a lease protects.
 type Resource struct {
 	ID   string // digest, ref, name or key
-	Type string // "content", "ingests", "images" or "snapshots/<snapshotter>"
+	Type string
+}
+
+// Kind is the type without the snapshotter.
+func (r Resource) Kind() string {
+	kind, _, _ := strings.Cut(r.Type, "/")
+	return kind
+}
+
+// Check is [errdefs.ErrInvalidArgument] for a malformed digest, an empty id and
+// an empty snapshotter, and [errdefs.ErrNotImplemented] for another type.
+func (r Resource) Check() error {
+	kind, of, more := strings.Cut(r.Type, "/")
+	switch kind {
+	case TypeContent, TypeIngests, TypeImages:
+		if more {
+			return fmt.Errorf("resource type %q: want %q: %w", r.Type, kind, errdefs.ErrInvalidArgument)
+		}
+	case TypeSnapshots:
+		if of == "" || strings.Contains(of, "/") {
+			return fmt.Errorf("resource type %q: want a snapshotter: %w", r.Type, errdefs.ErrInvalidArgument)
+		}
+	default:
+		return fmt.Errorf("resource type %q: %w", r.Type, errdefs.ErrNotImplemented)
+	}
+	if r.ID == "" {
+		return fmt.Errorf("resource id must not be empty: %w", errdefs.ErrInvalidArgument)
+	}
+	if kind == TypeContent {
+		if err := digest.Digest(r.ID).Validate(); err != nil {
+			return fmt.Errorf("resource id %q: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// Compare orders resources by type and id.
+func (r Resource) Compare(o Resource) int {
+	return cmp.Or(strings.Compare(r.Type, o.Type), strings.Compare(r.ID, o.ID))
 }
 
 // Stores gives out a Store for each namespace. The scope's lease is ignored.
@@ -43,12 +99,15 @@ type Stores interface {
 	In(scope namespace.Scope) Store
 }
 
-// A Store is the leases of one namespace. A missing lease is
-// [errdefs.ErrNotFound] from every method but Create and List. Methods may be
-// called from any goroutine.
+// A Store is the leases of one namespace. A missing lease, and one past its
+// LabelExpire, is [errdefs.ErrNotFound] from every method but Create and List,
+// which see nothing of it either. An id is any text up to 1024 bytes. Methods
+// may be called from any goroutine.
 type Store interface {
 	// Create makes a lease; an empty id is replaced by one that is unused. An
-	// id that exists is [errdefs.ErrAlreadyExists].
+	// id that exists is [errdefs.ErrAlreadyExists]; one that is too long, and a
+	// bad label, is [errdefs.ErrInvalidArgument]. A label set to "" is left
+	// out.
 	Create(ctx context.Context, id string, labels map[string]string) (Lease, error)
 
 	// Get returns a lease.
@@ -63,17 +122,18 @@ type Store interface {
 	// [errdefs.ErrInvalidArgument].
 	List(ctx context.Context, filters ...string) ([]Lease, error)
 
-	// AddResource puts r under the lease. Whether r exists is not checked. A
-	// malformed digest or an empty snapshotter is
-	// [errdefs.ErrInvalidArgument], another type is
-	// [errdefs.ErrNotImplemented].
+	// AddResource puts r under the lease; one that it has already is fine.
+	// Whether r exists is not checked. What fails [Resource.Check] has that
+	// error. It is [errdefs.ErrUnavailable] while the daemon that owns r does
+	// not answer.
 	AddResource(ctx context.Context, id string, r Resource) error
 
 	// DeleteResource takes r from the lease; one that it does not have is
 	// fine. Errors as for AddResource.
 	DeleteResource(ctx context.Context, id string, r Resource) error
 
-	// ListResources returns what the lease has, in order of type and id.
+	// ListResources returns what the lease has, in order of type and id, or
+	// [errdefs.ErrUnavailable] while any owner does not answer.
 	ListResources(ctx context.Context, id string) ([]Resource, error)
 }
 
@@ -85,8 +145,9 @@ type Ref struct {
 
 // A Registry says which leases exist.
 type Registry interface {
-	// Lookup is [errdefs.ErrNotFound] "lease does not exist" if it does not.
-	// The scope must name a lease.
+	// Lookup is [errdefs.ErrNotFound] "lease does not exist" if it does not
+	// exist or has expired. A scope without a lease is
+	// [errdefs.ErrInvalidArgument].
 	Lookup(ctx context.Context, scope namespace.Scope) (Ref, error)
 }
 
