@@ -61,8 +61,10 @@ func (e Event) Check() error {
 // A Publisher takes events in.
 type Publisher interface {
 	// Publish returns when the bus has the event durably. An event that fails
-	// Check is [errdefs.ErrInvalidArgument]; one that the bus has already is
-	// accepted and not told again.
+	// Check, or is too large for the bus, is [errdefs.ErrInvalidArgument]; one
+	// that the bus has already is accepted and not told again. An event
+	// without time is given the bus's, and one without id an id that follows
+	// from what it says, its time included.
 	Publish(ctx context.Context, e Event) error
 }
 
@@ -88,9 +90,12 @@ type Subscriber interface {
 	// total order that is the same for every subscriber. It is in force when
 	// Subscribe returns. A filter that does not parse is
 	// [errdefs.ErrInvalidArgument]; a cursor of another epoch, or one whose
-	// next event is no longer kept, is [errdefs.ErrOutOfRange]. The sequence
-	// ends with ctx or with an error, yielded last; the caller ranges over it
-	// once. No event is dropped because the caller is slow.
+	// next event is not kept, is [errdefs.ErrOutOfRange]. The sequence ends
+	// with an error, yielded last: ctx's when ctx ends, and
+	// [errdefs.ErrOutOfRange] when the caller is so late that its next event
+	// is no longer kept. No event is dropped otherwise, however slow the
+	// caller. It ranges over the sequence once; what the subscription holds is
+	// let go when the loop or ctx ends.
 	Subscribe(ctx context.Context, o SubscribeOptions) (iter.Seq2[Event, error], error)
 }
 

@@ -1,0 +1,263 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"go.opentelemetry.io/otel/trace"
+	"go.uber.org/goleak"
+
+	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/event/eventtest"
+	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/outbox"
+)
+
+// A daemon is a database with an outbox.
+type daemon struct {
+	*kv.DB
+	*outbox.Box
+	t *testing.T
+}
+
+func open(t *testing.T, dir string) daemon {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	db, err := kv.Open(kv.Options{Dir: filepath.Join(dir, "db"), Owner: "taskd", Schema: 1, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	box, err := outbox.Open(db, "taskd", log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return daemon{db, box, t}
+}
+
+// tell makes a change and its event.
+func (d daemon) tell(id string) {
+	d.t.Helper()
+	if err := d.Update(d.t.Context(), func(tx *kv.Tx) error {
+		return errors.Join(tx.Put(kv.Key("container", id), nil),
+			d.Add(d.t.Context(), tx, event.New("one", time.Now(), event.ContainerDelete{ID: id})))
+	}); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// waiting counts the rows.
+func (d daemon) waiting() (n int) {
+	d.t.Helper()
+	if err := d.View(func(tx *kv.Tx) error {
+		for range tx.Scan(kv.Key("outbox", ""), nil) {
+			n++
+		}
+		return nil
+	}); err != nil {
+		d.t.Fatal(err)
+	}
+	return n
+}
+
+// publishing runs Publish until stop is called.
+func (d daemon) publishing(to event.Publisher) (stop func()) {
+	ctx, cancel := context.WithCancel(d.t.Context())
+	var all sync.WaitGroup
+	all.Go(func() {
+		if err := d.Publish(ctx, to); err != nil {
+			d.t.Errorf("Publish: %v", err)
+		}
+	})
+	return func() { cancel(); all.Wait() }
+}
+
+// eventually waits until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in time: %s", what)
+		}
+		pause()
+	}
+}
+
+func pause() { <-time.After(time.Millisecond) }
+
+func ids(events []event.Event) []string {
+	var found []string
+	for _, e := range events {
+		found = append(found, e.Subject)
+	}
+	return found
+}
+
+// A flaky bus fails while err is not nil, and sees every attempt.
+type flaky struct {
+	event.Publisher
+	mu    sync.Mutex // guards what is below
+	err   error
+	tries []time.Time
+}
+
+func (f *flaky) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *flaky) Publish(ctx context.Context, e event.Event) error {
+	f.mu.Lock()
+	f.tries = append(f.tries, time.Now())
+	err := f.err
+	f.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return f.Publisher.Publish(ctx, e)
+}
+
+func TestEventsArePublishedInOrderAndForgotten(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	d := open(t, t.TempDir())
+	defer d.Close()
+	bus := eventtest.NewMemory()
+	var want []string
+	for i := range 600 { // more than is read at once
+		d.tell(fmt.Sprint("c", i))
+		want = append(want, fmt.Sprint("c", i))
+	}
+	stop := d.publishing(bus)
+	eventually(t, "600 events", func() bool { return len(bus.Events()) == 600 })
+	for i := range 10 {
+		d.tell(fmt.Sprint("d", i))
+		want = append(want, fmt.Sprint("d", i))
+		eventually(t, "the event", func() bool { return len(bus.Events()) == 601+i })
+	}
+	eventually(t, "an empty outbox", func() bool { return d.waiting() == 0 })
+	stop()
+	if diff := cmp.Diff(want, ids(bus.Events())); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	first := bus.Events()[0]
+	if want := "taskd/" + d.Incarnation() + "/1"; first.ID != want {
+		t.Errorf("the first id is %s, want %s", first.ID, want)
+	}
+}
+
+func TestAnEventIsToldOnlyIfTheChangeIsTrue(t *testing.T) {
+	d := open(t, t.TempDir())
+	no := errors.New("no")
+	err := d.Update(t.Context(), func(tx *kv.Tx) error {
+		return errors.Join(d.Add(t.Context(), tx, event.New("one", time.Now(), event.ContainerDelete{ID: "c"})), no)
+	})
+	if !errors.Is(err, no) || d.waiting() != 0 {
+		t.Errorf("Update: %v, %d events wait", err, d.waiting())
+	}
+	err = d.Update(t.Context(), func(tx *kv.Tx) error {
+		return d.Add(t.Context(), tx, event.New("..", time.Now(), event.ContainerDelete{ID: "c"}))
+	})
+	if !errdefs.IsInvalidArgument(err) {
+		t.Errorf("Add of a bad event: %v", err)
+	}
+}
+
+func TestTheTraceOfTheCallIsKept(t *testing.T) {
+	d := open(t, t.TempDir())
+	bus := eventtest.NewMemory()
+	ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled,
+	}))
+	if err := d.Update(ctx, func(tx *kv.Tx) error {
+		return d.Add(ctx, tx, event.New("one", time.Now(), event.ContainerDelete{ID: "c"}))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer d.publishing(bus)()
+	eventually(t, "the event", func() bool { return len(bus.Events()) == 1 })
+	if got, want := bus.Events()[0].Trace, "00-"+"01"+strings.Repeat("0", 30)+"-02"+strings.Repeat("0", 14)+"-01"; got != want {
+		t.Errorf("traceparent is %s, want %s", got, want)
+	}
+}
+
+func TestEventsOutliveTheDaemonAndTheBus(t *testing.T) {
+	dir := t.TempDir()
+	d := open(t, dir)
+	bus := eventtest.NewMemory()
+	f := &flaky{Publisher: bus}
+	stop := d.publishing(f)
+	d.tell("before")
+	eventually(t, "the event", func() bool { return len(bus.Events()) == 1 })
+	f.fail(errdefs.ErrUnavailable)
+	d.tell("while away 1")
+	d.tell("while away 2")
+	eventually(t, "an attempt", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return len(f.tries) > 2 })
+	stop()
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	d = open(t, dir)
+	stop = d.publishing(f)
+	d.tell("after restart")
+	f.fail(nil)
+	eventually(t, "all events", func() bool { return len(bus.Events()) == 4 })
+	eventually(t, "an empty outbox", func() bool { return d.waiting() == 0 })
+	stop()
+	if diff := cmp.Diff([]string{"before", "while away 1", "while away 2", "after restart"}, ids(bus.Events())); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+	if got := bus.Events()[3].ID; !strings.HasSuffix(got, "/4") {
+		t.Errorf("the last id is %s", got)
+	}
+}
+
+func TestAnEventThatTheBusRefusesDoesNotStopTheOthers(t *testing.T) {
+	d := open(t, t.TempDir())
+	bus := eventtest.NewMemory()
+	f := &flaky{Publisher: bus}
+	f.fail(fmt.Errorf("too large: %w", errdefs.ErrInvalidArgument))
+	d.tell("poison")
+	defer d.publishing(f)()
+	eventually(t, "an empty outbox", func() bool { return d.waiting() == 0 })
+	f.fail(nil)
+	d.tell("good")
+	eventually(t, "the event", func() bool { return len(bus.Events()) == 1 })
+}
+
+func TestABusThatIsAwayIsFoundWithinASecond(t *testing.T) {
+	d := open(t, t.TempDir())
+	d.tell("c")
+	synctest.Test(t, func(t *testing.T) {
+		// The database's own goroutines are outside: only time is inside.
+		f := &flaky{Publisher: eventtest.NewMemory(), err: errdefs.ErrUnavailable}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := d.Publish(ctx, f); err != nil {
+			t.Error(err)
+		}
+		if len(f.tries) < 60 || len(f.tries) > 80 {
+			t.Errorf("%d attempts in a minute", len(f.tries))
+		}
+		for i, at := range f.tries[1:] {
+			if gap := at.Sub(f.tries[i]); gap > time.Second || i == 0 && gap > 100*time.Millisecond {
+				t.Errorf("attempt %d came %v after the one before", i+1, gap)
+			}
+		}
+	})
+}
