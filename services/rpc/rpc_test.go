@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/rpc"
@@ -54,7 +53,7 @@ func (e echo) register(r grpc.ServiceRegistrar) {
 		Methods: []grpc.MethodDesc{{
 			MethodName: "Unary",
 			Handler: func(_ any, ctx context.Context, dec func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
-				in := new(emptypb.Empty)
+				in := new(empty)
 				if err := dec(in); err != nil {
 					return nil, err
 				}
@@ -74,7 +73,7 @@ func (e echo) register(r grpc.ServiceRegistrar) {
 var bidi = &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}
 
 func callUnary(ctx context.Context, c grpc.ClientConnInterface) error {
-	return c.Invoke(ctx, "/test.Echo/Unary", &emptypb.Empty{}, &emptypb.Empty{})
+	return c.Invoke(ctx, "/test.Echo/Unary", &empty{}, &empty{})
 }
 
 func callStream(ctx context.Context, c grpc.ClientConnInterface) error {
@@ -82,10 +81,10 @@ func callStream(ctx context.Context, c grpc.ClientConnInterface) error {
 	if err != nil {
 		return err
 	}
-	if err := s.SendMsg(&emptypb.Empty{}); err != nil && !errors.Is(err, io.EOF) {
+	if err := s.SendMsg(&empty{}); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	return s.RecvMsg(&emptypb.Empty{})
+	return s.RecvMsg(&empty{})
 }
 
 func TestErrorsKeepTheirKindAcrossTheWire(t *testing.T) {
@@ -98,7 +97,7 @@ func TestErrorsKeepTheirKindAcrossTheWire(t *testing.T) {
 		// The kind comes last: two of them are known only by the end of the text.
 		for _, wrap := range []error{kind, fmt.Errorf("blob x: %w", kind), errors.Join(errors.New("more"), fmt.Errorf("blob x: %w", kind))} {
 			fail = wrap
-			for name, call := range map[string]func(context.Context, grpc.ClientConnInterface) error{"unary": callUnary, "stream": callStream} {
+			for name, call := range calls {
 				err := call(t.Context(), conn)
 				if !errors.Is(err, kind) {
 					t.Errorf("%s of %q: got %v, want kind %v", name, wrap, err, kind)
@@ -117,7 +116,7 @@ func TestOwnContextErrorsStayContextErrors(t *testing.T) {
 		unary:  func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
 		stream: func(s grpc.ServerStream) error { <-s.Context().Done(); return s.Context().Err() },
 	}.register)
-	for name, call := range map[string]func(context.Context, grpc.ClientConnInterface) error{"unary": callUnary, "stream": callStream} {
+	for name, call := range calls {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		if err := call(ctx, conn); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%s past its deadline: %v", name, err)
@@ -145,7 +144,7 @@ func TestUnknownNamesAreNotImplemented(t *testing.T) {
 		"/test.Other/Unary": "unknown service test.Other: not implemented",
 		"/test.Echo/Other":  "unknown method Other for service test.Echo: not implemented",
 	} {
-		err := conn.Invoke(t.Context(), method, &emptypb.Empty{}, &emptypb.Empty{})
+		err := conn.Invoke(t.Context(), method, &empty{}, &empty{})
 		if !errdefs.IsNotImplemented(err) || err.Error() != want {
 			t.Errorf("%s: got %v, want %s", method, err, want)
 		}
@@ -188,7 +187,7 @@ func TestDialDoesNotWaitAndCallIsUnavailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for name, call := range map[string]func(context.Context, grpc.ClientConnInterface) error{"unary": callUnary, "stream": callStream} {
+	for name, call := range calls {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		if err := call(ctx, conn); !errdefs.IsUnavailable(err) {
 			t.Errorf("%s: got %v, want unavailable", name, err)
