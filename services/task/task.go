@@ -171,3 +171,18 @@ type Metric struct {
 	Time time.Time
 	Data *typed.Value
 }
+
+// MetricField reads what filters of Metrics may name: "id" and "namespace".
+func MetricField(namespace, id string) func(path []string) (value string, present bool) {
+	return func(path []string) (string, bool) {
+		switch {
+		case len(path) != 1:
+			return "", false
+		case path[0] == "id":
+			return id, true
+		case path[0] == "namespace":
+			return namespace, true
+		}
+		return "", false
+	}
+}
