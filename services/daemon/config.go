@@ -121,14 +121,20 @@ func Configure(cfg Config, name string, args []string, log *slog.Logger) error {
 	return nil
 }
 
-// read fills and checks cfg.
+// read fills cfg from a file, which may be missing unless it was given, and
+// checks it.
 func read(cfg Config, file string, given bool) error {
 	b, err := os.ReadFile(file)
 	if err != nil && (given || !errors.Is(err, fs.ErrNotExist)) {
 		return fmt.Errorf("config: %w", err)
 	}
+	return decode(cfg, file, b)
+}
+
+// decode fills cfg from the text b of a file, and checks it.
+func decode(cfg Config, file string, b []byte) error {
 	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
-	err = d.Decode(cfg)
+	err := d.Decode(cfg)
 	var unknown *toml.StrictMissingError
 	var wrong *toml.DecodeError
 	var mistakes []error

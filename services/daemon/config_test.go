@@ -161,7 +161,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add("root.x = 1")
 	f.Fuzz(func(t *testing.T, text string) {
 		cfg := defaults()
-		if err := read(&cfg, file(t, text), true); err != nil {
+		if err := decode(&cfg, "testd.toml", []byte(text)); err != nil {
 			return
 		}
 		if err := cfg.Check(); err != nil {
