@@ -1,0 +1,21 @@
+// Package client is the Go SDK of the suite: what gantryctl and plugins are
+// built on.
+//
+// [Dial] returns a [Client], which has every noun of the public socket as its
+// contract. What takes more than one noun is a method of [Namespace]: import an
+// image, unpack it, create a container from it, run a process in it.
+//
+// A call that is made again after it may have been done already is made in such
+// a way that doing it twice is doing it once. So the methods here wait for a
+// daemon that restarts, for as long as the constant patience says, and [Wait]
+// for as long as its context lets it.
+//
+// # What an image may decide
+//
+// Content from elsewhere is data and never control. An archive names no image
+// unless the caller lets it, its metadata is read up to a limit, and nothing of
+// it is kept unless all of it is right. The labels of an image that mean
+// something to the suite or to its clients do not become labels of a container.
+// A user that is written in digits is a number. See [Namespace.Import],
+// [NewSpec] and [ParseUser].
+package client

@@ -1,0 +1,166 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/diff"
+	"github.com/gantryd/gantry/services/lease"
+	"github.com/gantryd/gantry/services/snapshot"
+)
+
+// Labels that keep one object alive by another, and what is known of a layer;
+// containerd's clients set and read the same.
+const (
+	labelContent      = "containerd.io/gc.ref.content"
+	labelSnapshot     = "containerd.io/gc.ref.snapshot."
+	labelUncompressed = "containerd.io/uncompressed"
+)
+
+// SnapshotterDefault is used where neither the caller nor the namespace names
+// another.
+const SnapshotterDefault = "overlayfs"
+
+// leaseTime is how long what a client left behind is kept.
+const leaseTime = 24 * time.Hour
+
+// withLease calls f with a lease that keeps what f makes until f has returned.
+func (n *Namespace) withLease(ctx context.Context, f func(lease string) error) error {
+	leases := n.c.Leases.In(n.scope(""))
+	id := "client-" + rand.Text()
+	err := again(ctx, func() error {
+		_, err := leases.Create(ctx, id, map[string]string{
+			lease.LabelExpire: time.Now().Add(leaseTime).UTC().Format(time.RFC3339),
+		})
+		return notExists(err)
+	})
+	if err != nil {
+		return fmt.Errorf("lease: %w", err)
+	}
+	err = f(id)
+	// Also when the caller has gone away; what is left then expires.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
+	defer cancel()
+	if e := onlyDone(leases.Delete(ctx, id, false)); e != nil && err == nil {
+		return fmt.Errorf("lease %s: %w", id, e)
+	}
+	return err
+}
+
+// Unpack makes snapshots of an image's layers, each on top of the one below,
+// and returns the name of the last, which is [Resolved.ChainID]. What is there
+// already is used. Others may unpack the same layers at the same time.
+//
+// A layer whose bytes are not what the image's config says is
+// [errdefs.ErrFailedPrecondition], and no snapshot of it stays.
+func (n *Namespace) Unpack(ctx context.Context, r Resolved, snapshotter string) (string, error) {
+	chain := r.chain()
+	if len(chain) == 0 {
+		return "", nil
+	}
+	top := chain[len(chain)-1].String()
+	err := n.withLease(ctx, func(lease string) error {
+		snapshots, err := n.c.Snapshots.In(n.scope(lease), snapshotter)
+		if err != nil {
+			return err
+		}
+		u := unpacker{
+			resolved:    r,
+			snapshots:   snapshots,
+			diffs:       n.c.Diffs.In(n.scope(lease)),
+			blobs:       n.c.Content.In(n.scope(lease)),
+			snapshotter: snapshotter,
+		}
+		for i := range chain {
+			parent := ""
+			if i > 0 {
+				parent = chain[i-1].String()
+			}
+			err := again(ctx, func() error { return u.layer(ctx, i, parent, chain[i].String()) })
+			if err != nil {
+				return fmt.Errorf("layer %d, %s: %w", i, r.Layers[i].Digest, err)
+			}
+		}
+		// The image keeps its config, and its config the snapshots.
+		return again(ctx, func() error {
+			return setLabel(ctx, u.blobs, r.Config.Digest, labelSnapshot+snapshotter, top)
+		})
+	})
+	return top, err
+}
+
+// An unpacker makes the snapshots of one image.
+type unpacker struct {
+	resolved    Resolved
+	snapshots   snapshot.Store
+	diffs       diff.Service
+	blobs       content.Blobs
+	snapshotter string
+}
+
+// layer makes the snapshot name of layer i on parent, unless it is there.
+func (u unpacker) layer(ctx context.Context, i int, parent, name string) error {
+	want := u.resolved.Image.RootFS.DiffIDs[i]
+	key := "extract-" + rand.Text() + " " + name
+	// Prepare says itself if the layer is there: no call only to ask.
+	mounts, err := u.snapshots.Prepare(ctx, key, parent, snapshot.Options{
+		Labels: map[string]string{snapshot.LabelTarget: name},
+	})
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	var got ocispec.Descriptor
+	if err == nil {
+		got, err = u.diffs.Apply(ctx, u.resolved.Layers[i], mounts, diff.ApplyOptions{})
+	}
+	if err == nil && got.Digest != want {
+		err = fmt.Errorf("its content is %s where the image's config says %s: %w", got.Digest, want, errdefs.ErrFailedPrecondition)
+	}
+	if err == nil {
+		err = u.snapshots.Commit(ctx, name, key, snapshot.Options{})
+	}
+	if err != nil {
+		err = errors.Join(notExists(err), u.drop(ctx, key))
+	}
+	if err != nil {
+		return err
+	}
+	return setLabel(ctx, u.blobs, u.resolved.Layers[i].Digest, labelUncompressed, want.String())
+}
+
+func setLabel(ctx context.Context, blobs content.Blobs, d digest.Digest, key, value string) error {
+	_, err := blobs.Update(ctx, content.Info{Digest: d, Labels: map[string]string{key: value}}, "labels."+key)
+	return err
+}
+
+// drop removes a snapshot that is not going to be committed, also if the caller
+// has gone away.
+func (u unpacker) drop(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
+	defer cancel()
+	return onlyDone(u.snapshots.Remove(ctx, key))
+}
+
+// notExists is err unless it says that somebody else was faster.
+func notExists(err error) error {
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+// onlyDone is err unless it says that there is nothing left to remove.
+func onlyDone(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
