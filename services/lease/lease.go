@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/gantryd/gantry/services/filter"
 	"github.com/gantryd/gantry/services/namespace"
 )
 
@@ -30,6 +31,30 @@ type Lease struct {
 	ID        string
 	Labels    map[string]string
 	CreatedAt time.Time
+}
+
+// idMax is how long an id is at most, in bytes.
+const idMax = 1024
+
+// CheckID is [errdefs.ErrInvalidArgument] for an id that is empty or longer than
+// 1024 bytes.
+func CheckID(id string) error {
+	if id == "" || len(id) > idMax {
+		return fmt.Errorf("lease id of %d bytes, want 1 to %d: %w", len(id), idMax, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Field reads the field of the lease at path, for filters: "id" and
+// "labels.<key>".
+func (l Lease) Field(path []string) (string, bool) {
+	switch {
+	case len(path) == 1 && path[0] == "id":
+		return l.ID, true
+	case len(path) > 1 && path[0] == "labels":
+		return filter.Labels(l.Labels, path[1:])
+	}
+	return "", false
 }
 
 // Expires returns the time at which the lease ends by itself. A label that is
