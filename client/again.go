@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -11,8 +12,12 @@ import (
 // is away.
 const patience = 15 * time.Second
 
-// cleanTime is how long cleaning up may take when the caller has gone away.
-const cleanTime = 10 * time.Second
+// Limits of one call.
+const (
+	callTime  = time.Minute
+	layerTime = time.Hour        // applying a layer
+	cleanTime = 10 * time.Second // cleaning up when the caller has gone away
+)
 
 // Pauses between tries.
 const (
@@ -20,16 +25,31 @@ const (
 	pauseMax   = 500 * time.Millisecond
 )
 
-// again calls f until its error is not [errdefs.ErrUnavailable], patience is
-// over or ctx ends. Doing f twice must be doing it once.
-func again(ctx context.Context, f func() error) error {
+// again calls f, each time for at most limit, until its error is not
+// [errdefs.ErrUnavailable], patience is over or ctx ends. It tells f whether
+// an earlier call may have been done already: then it did, if it did.
+func again(ctx context.Context, limit time.Duration, f func(ctx context.Context, repeated bool) error) error {
 	over := time.Now().Add(patience)
+	repeated := false
 	for pause := pauseFirst; ; pause = min(2*pause, pauseMax) {
-		err := f()
+		callCtx, cancel := context.WithTimeout(ctx, limit)
+		err := f(callCtx, repeated)
+		cancel()
 		if !errdefs.IsUnavailable(err) || time.Now().Add(pause).After(over) || !sleep(ctx, pause) {
 			return err
 		}
+		repeated = true
 	}
+}
+
+// once is again for calls that need not know.
+func once(ctx context.Context, f func(ctx context.Context) error) error {
+	return again(ctx, callTime, func(ctx context.Context, _ bool) error { return f(ctx) })
+}
+
+// clean is a context for cleaning up, which goes on when ctx has ended.
+func clean(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
 }
 
 // sleep is false if ctx ended first.
@@ -42,4 +62,20 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-timer.C:
 		return true
 	}
+}
+
+// notExists is err unless it says that somebody else was faster.
+func notExists(err error) error {
+	if errors.Is(err, errdefs.ErrAlreadyExists) {
+		return nil
+	}
+	return err
+}
+
+// onlyDone is err unless it says that there is nothing left to remove.
+func onlyDone(err error) error {
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	return err
 }

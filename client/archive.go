@@ -331,13 +331,13 @@ func (a *archive) commit(ctx context.Context, blobs content.Blobs, f *file, labe
 
 func (a *archive) commitIngest(ctx context.Context, f *file, labels map[string]string) error {
 	if f.bytes != nil {
-		w, err := a.ingests.Writer(ctx, content.WriterOptions{
-			Ref: a.prefix + "-" + f.digest.Encoded(), Total: f.size, Expected: f.digest,
-		})
+		ref := a.prefix + "-" + f.digest.Encoded()
+		w, err := a.ingests.Writer(ctx, content.WriterOptions{Ref: ref, Total: f.size, Expected: f.digest})
 		if err != nil {
 			return err
 		}
-		defer w.Close()
+		f.ref, f.w = ref, w
+		a.staged = append(a.staged, f)
 		status, err := w.Status(ctx)
 		if err != nil {
 			return err
@@ -347,7 +347,6 @@ func (a *archive) commitIngest(ctx context.Context, f *file, labels map[string]s
 				return err
 			}
 		}
-		return w.Commit(ctx, f.size, f.digest, labels)
 	}
 	if f.w == nil {
 		return errdefs.ErrAlreadyExists
@@ -361,7 +360,7 @@ func (a *archive) commitIngest(ctx context.Context, f *file, labels map[string]s
 
 // abort forgets the ingests that were not committed.
 func (a *archive) abort(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
+	ctx, cancel := clean(ctx)
 	defer cancel()
 	var errs []error
 	for _, f := range a.staged {

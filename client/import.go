@@ -145,7 +145,14 @@ func list(entries []imageEntry) string {
 // A plan is what of an archive becomes a blob, children first.
 type plan struct {
 	steps []step
-	seen  map[digest.Digest]bool
+	seen  map[planned]bool
+}
+
+// planned is a blob in one of its roles: the same bytes may be both a layer and
+// a document.
+type planned struct {
+	digest    digest.Digest
+	mediaType string
 }
 
 type step struct {
@@ -157,13 +164,14 @@ type step struct {
 // archive has; what it does not have is for other nodes, which resolve has
 // made sure of.
 func (p *plan) add(a *archive, d ocispec.Descriptor, depth int) error {
-	if p.seen[d.Digest] {
+	role := planned{d.Digest, d.MediaType}
+	if p.seen[role] {
 		return nil
 	}
 	if p.seen == nil {
-		p.seen = make(map[digest.Digest]bool)
+		p.seen = make(map[planned]bool)
 	}
-	p.seen[d.Digest] = true
+	p.seen[role] = true
 	f, ok := a.blobs[d.Digest]
 	if !ok {
 		return about(d, invalid("the archive does not have it: it is truncated or not whole"))

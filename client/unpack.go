@@ -36,7 +36,7 @@ const leaseTime = 24 * time.Hour
 func (n *Namespace) withLease(ctx context.Context, f func(lease string) error) error {
 	leases := n.c.Leases.In(n.scope(""))
 	id := "client-" + rand.Text()
-	err := again(ctx, func() error {
+	err := once(ctx, func(ctx context.Context) error {
 		_, err := leases.Create(ctx, id, map[string]string{
 			lease.LabelExpire: time.Now().Add(leaseTime).UTC().Format(time.RFC3339),
 		})
@@ -46,8 +46,8 @@ func (n *Namespace) withLease(ctx context.Context, f func(lease string) error) e
 		return fmt.Errorf("lease: %w", err)
 	}
 	err = f(id)
-	// Also when the caller has gone away; what is left then expires.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
+	// What is left if this fails too expires.
+	ctx, cancel := clean(ctx)
 	defer cancel()
 	if e := onlyDone(leases.Delete(ctx, id, false)); e != nil && err == nil {
 		return fmt.Errorf("lease %s: %w", id, e)
@@ -84,13 +84,15 @@ func (n *Namespace) Unpack(ctx context.Context, r Resolved, snapshotter string) 
 			if i > 0 {
 				parent = chain[i-1].String()
 			}
-			err := again(ctx, func() error { return u.layer(ctx, i, parent, chain[i].String()) })
+			err := again(ctx, layerTime, func(ctx context.Context, _ bool) error {
+				return u.layer(ctx, i, parent, chain[i].String())
+			})
 			if err != nil {
 				return fmt.Errorf("layer %d, %s: %w", i, r.Layers[i].Digest, err)
 			}
 		}
 		// The image keeps its config, and its config the snapshots.
-		return again(ctx, func() error {
+		return once(ctx, func(ctx context.Context) error {
 			return setLabel(ctx, u.blobs, r.Config.Digest, labelSnapshot+snapshotter, top)
 		})
 	})
@@ -144,23 +146,7 @@ func setLabel(ctx context.Context, blobs content.Blobs, d digest.Digest, key, va
 // drop removes a snapshot that is not going to be committed, also if the caller
 // has gone away.
 func (u unpacker) drop(ctx context.Context, key string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
+	ctx, cancel := clean(ctx)
 	defer cancel()
 	return onlyDone(u.snapshots.Remove(ctx, key))
-}
-
-// notExists is err unless it says that somebody else was faster.
-func notExists(err error) error {
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	return err
-}
-
-// onlyDone is err unless it says that there is nothing left to remove.
-func onlyDone(err error) error {
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	return err
 }

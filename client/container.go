@@ -1,0 +1,441 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/gantryd/gantry/services/container"
+	"github.com/gantryd/gantry/services/image"
+	"github.com/gantryd/gantry/services/label"
+	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/services/task"
+	"github.com/gantryd/gantry/services/typed"
+)
+
+// RuntimeDefault is used where neither the caller nor the namespace names
+// another.
+const RuntimeDefault = "io.containerd.runc.v2"
+
+// labelStopSignal is the signal that an image wants to be stopped with, as
+// containerd's clients keep it.
+const labelStopSignal = "io.containerd.image.config.stop-signal"
+
+// A Container is a container's record and what can be done with it.
+type Container struct {
+	container.Container
+
+	n      *Namespace
+	mounts []mount.Mount // of the snapshot, if known
+}
+
+// CreateOptions say what Create makes.
+type CreateOptions struct {
+	ID          string // empty makes one up, from the image's name
+	Image       string // the name of one that the namespace has
+	Program     Program
+	Labels      map[string]string
+	Mounts      []specs.Mount
+	ReadOnly    bool
+	HostNet     bool
+	Snapshotter string // empty is the namespace's, or SnapshotterDefault
+	Runtime     string // empty is the namespace's, or RuntimeDefault
+}
+
+// Create makes a container of an image, which it unpacks if nobody has yet. A
+// name that is taken is [errdefs.ErrAlreadyExists].
+//
+// Of the image's labels the container gets those that mean nothing to the suite
+// or to its clients.
+func (n *Namespace) Create(ctx context.Context, o CreateOptions) (*Container, error) {
+	img, err := n.defaults(ctx, &o)
+	if err != nil {
+		return nil, err
+	}
+	var r Resolved
+	err = once(ctx, func(ctx context.Context) (err error) {
+		r, err = n.Resolve(ctx, img.Target)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", img.Name, err)
+	}
+	record, err := n.record(o, img, r)
+	if err != nil {
+		return nil, err
+	}
+	// The record comes first: from then on the snapshot is the container's,
+	// whatever becomes of this client.
+	k := &Container{n: n}
+	if k.Container, err = n.createRecord(ctx, record); err != nil {
+		return nil, err
+	}
+	if k.mounts, err = n.prepare(ctx, k.Container, r); err != nil {
+		ctx, cancel := clean(ctx)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("snapshot of %s: %w", img.Name, err), k.remove(ctx))
+	}
+	return k, nil
+}
+
+// defaults fills in what o leaves open and returns the image.
+func (n *Namespace) defaults(ctx context.Context, o *CreateOptions) (img image.Image, err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return once(ctx, func(ctx context.Context) (err error) {
+			img, err = n.c.Images.In(n.scope("")).Get(ctx, o.Image)
+			return err
+		})
+	})
+	if o.Snapshotter == "" || o.Runtime == "" {
+		g.Go(func() error {
+			return once(ctx, func(ctx context.Context) error {
+				info, err := n.c.Namespaces.Get(ctx, n.name)
+				o.Snapshotter = first(o.Snapshotter, info.Labels[namespace.LabelSnapshotter], SnapshotterDefault)
+				o.Runtime = first(o.Runtime, info.Labels[namespace.LabelRuntime], RuntimeDefault)
+				return err
+			})
+		})
+	}
+	err = g.Wait()
+	if o.ID == "" {
+		o.ID = newID(o.Image)
+	}
+	return img, err
+}
+
+// first returns the first that is not empty.
+func first(words ...string) string {
+	for _, w := range words {
+		if w != "" {
+			return w
+		}
+	}
+	return ""
+}
+
+// newID makes an identifier that tells people which image it is.
+func newID(image string) string {
+	name := image[strings.LastIndexByte(image, '/')+1:]
+	name, _, _ = strings.Cut(name, "@")
+	name, _, _ = strings.Cut(name, ":")
+	name = strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9':
+			return r
+		}
+		return -1
+	}, name)
+	random := strings.ToLower(rand.Text()[:8])
+	if name == "" {
+		return random
+	}
+	return name[:min(len(name), 32)] + "-" + random
+}
+
+// record makes a container's record.
+func (n *Namespace) record(o CreateOptions, img image.Image, r Resolved) (container.Container, error) {
+	o.Program = o.Program.Over(r.Image.Config)
+	spec, err := NewSpec(SpecOptions{
+		Namespace: n.name,
+		ID:        o.ID,
+		Program:   o.Program,
+		Mounts:    o.Mounts,
+		ReadOnly:  o.ReadOnly,
+		HostNet:   o.HostNet,
+	})
+	if err != nil {
+		return container.Container{}, err
+	}
+	value, err := specValue(spec)
+	if err != nil {
+		return container.Container{}, err
+	}
+	labels := imageLabels(r.Image.Config.Labels)
+	if s := r.Image.Config.StopSignal; s != "" {
+		if _, err := ParseSignal(s); err == nil {
+			labels[labelStopSignal] = s
+		}
+	}
+	for k, v := range o.Labels {
+		labels[k] = v
+	}
+	return container.Container{
+		ID:          o.ID,
+		Labels:      labels,
+		Image:       img.Name,
+		Runtime:     container.Runtime{Name: o.Runtime},
+		Spec:        value,
+		Snapshotter: o.Snapshotter,
+		SnapshotKey: o.ID + "-" + rand.Text(), // what an earlier one of this name left does not matter
+	}, nil
+}
+
+// reserved begins the labels that mean something to the suite, to containerd,
+// or to a client of them: with such a label an image would choose what is done
+// on the node.
+var reserved = []string{"containerd.io/", "io.containerd.", "io.cri-containerd", "gantry.dev/", "nerdctl/", "io.kubernetes."}
+
+// imageLabels are those of an image's labels that a container may have.
+func imageLabels(labels map[string]string) map[string]string {
+	kept := make(map[string]string, len(labels))
+next:
+	for k, v := range labels {
+		for _, prefix := range reserved {
+			if strings.HasPrefix(strings.ToLower(k), prefix) {
+				continue next
+			}
+		}
+		if label.Check(map[string]string{k: v}) == nil {
+			kept[k] = v
+		}
+	}
+	return kept
+}
+
+// createRecord creates a record once, however often it has to be tried.
+func (n *Namespace) createRecord(ctx context.Context, c container.Container) (created container.Container, err error) {
+	store := n.c.Containers.In(n.scope(""))
+	err = again(ctx, callTime, func(ctx context.Context, repeated bool) error {
+		created, err = store.Create(ctx, c)
+		if repeated && errdefs.IsAlreadyExists(err) {
+			// The snapshot's key is in no other record.
+			old, getErr := store.Get(ctx, c.ID)
+			if getErr == nil && old.SnapshotKey == c.SnapshotKey {
+				created, err = old, nil
+			}
+		}
+		return err
+	})
+	return created, err
+}
+
+// prepare makes a container's snapshot.
+func (n *Namespace) prepare(ctx context.Context, c container.Container, r Resolved) (mounts []mount.Mount, err error) {
+	store, err := n.c.Snapshots.In(n.scope(""), c.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	prepare := func(ctx context.Context) error {
+		mounts, err = store.Prepare(ctx, c.SnapshotKey, r.ChainID().String(), snapshot.Options{})
+		if errdefs.IsAlreadyExists(err) {
+			mounts, err = store.Mounts(ctx, c.SnapshotKey)
+		}
+		return err
+	}
+	// It says itself if the image is not unpacked: no call only to ask.
+	if err := once(ctx, prepare); !errdefs.IsNotFound(err) {
+		return mounts, err
+	}
+	if _, err := n.Unpack(ctx, r, c.Snapshotter); err != nil {
+		return nil, err
+	}
+	return mounts, once(ctx, prepare)
+}
+
+// Container returns a container that exists.
+func (n *Namespace) Container(ctx context.Context, id string) (*Container, error) {
+	k := &Container{n: n}
+	err := once(ctx, func(ctx context.Context) (err error) {
+		k.Container, err = n.c.Containers.In(n.scope("")).Get(ctx, id)
+		return err
+	})
+	return k, err
+}
+
+func (k *Container) tasks() task.Service { return k.n.c.Tasks.In(k.n.scope("")) }
+
+// Start creates the container's task and starts its first process. A program
+// that cannot be run is an error, and then there is no task.
+func (k *Container) Start(ctx context.Context, s Streams) (*Process, error) {
+	if err := k.findMounts(ctx); err != nil {
+		return nil, err
+	}
+	io, err := openStdio(k.n.c.IODir, s)
+	if err != nil {
+		return nil, err
+	}
+	tasks := k.tasks()
+	err = again(ctx, callTime, func(ctx context.Context, repeated bool) error {
+		_, err := tasks.Create(ctx, task.CreateRequest{ContainerID: k.ID, Rootfs: k.mounts, IO: io.io})
+		if repeated {
+			return notExists(err)
+		}
+		return err
+	})
+	if err != nil {
+		io.close()
+		return nil, err
+	}
+	p, err := begin(ctx, tasks, k.ID, "", io, s)
+	if err != nil {
+		ctx, cancel := clean(ctx)
+		defer cancel()
+		return nil, errors.Join(err, k.removeTask(ctx))
+	}
+	return p, nil
+}
+
+func (k *Container) findMounts(ctx context.Context) error {
+	if k.mounts != nil || k.SnapshotKey == "" {
+		return nil
+	}
+	store, err := k.n.c.Snapshots.In(k.n.scope(""), k.Snapshotter)
+	if err != nil {
+		return err
+	}
+	return once(ctx, func(ctx context.Context) error {
+		k.mounts, err = store.Mounts(ctx, k.SnapshotKey)
+		return err
+	})
+}
+
+// Exec runs another process in the container's task. It has the environment,
+// the working directory, the user and the limits of the container's first, but
+// for what p says.
+func (k *Container) Exec(ctx context.Context, p Program, s Streams) (*Process, error) {
+	value, err := k.execSpec(p)
+	if err != nil {
+		return nil, err
+	}
+	io, err := openStdio(k.n.c.IODir, s)
+	if err != nil {
+		return nil, err
+	}
+	tasks, exec := k.tasks(), "exec-"+strings.ToLower(rand.Text()[:12])
+	err = again(ctx, callTime, func(ctx context.Context, repeated bool) error {
+		err := tasks.Exec(ctx, task.ExecRequest{ContainerID: k.ID, ExecID: exec, Spec: value, IO: io.io})
+		if repeated {
+			return notExists(err)
+		}
+		return err
+	})
+	if err != nil {
+		io.close()
+		return nil, err
+	}
+	started, err := begin(ctx, tasks, k.ID, exec, io, s)
+	if err != nil {
+		ctx, cancel := clean(ctx)
+		defer cancel()
+		_, e := tasks.DeleteProcess(ctx, k.ID, exec)
+		return nil, errors.Join(err, onlyDone(e))
+	}
+	return started, nil
+}
+
+func (k *Container) execSpec(p Program) (typed.Value, error) {
+	var spec specs.Spec
+	if k.Spec == nil || json.Unmarshal(k.Spec.Data, &spec) != nil || spec.Process == nil {
+		return typed.Value{}, fmt.Errorf("container %s: its spec is not one of Linux: %w", k.ID, errdefs.ErrFailedPrecondition)
+	}
+	old := spec.Process
+	p.Env = append(old.Env[:len(old.Env):len(old.Env)], p.Env...)
+	if p.Cwd == "" {
+		p.Cwd = old.Cwd
+	}
+	user := p.User
+	p.User = ""
+	process, err := p.process()
+	if err != nil {
+		return typed.Value{}, err
+	}
+	if user != "" {
+		u, err := ParseUser(user)
+		if err != nil {
+			return typed.Value{}, err
+		}
+		process.User = specs.User{UID: u.UID, GID: u.GID, AdditionalGids: []uint32{u.GID}}
+	} else {
+		process.User = old.User
+	}
+	process.Capabilities, process.Rlimits = old.Capabilities, old.Rlimits
+	process.NoNewPrivileges = old.NoNewPrivileges
+	process.ApparmorProfile, process.SelinuxLabel, process.OOMScoreAdj = old.ApparmorProfile, old.SelinuxLabel, old.OOMScoreAdj
+	b, err := json.Marshal(process)
+	return typed.Value{URL: processURL, Data: b}, err
+}
+
+// Stop ends the container's first process: with the signal that its image wants,
+// and if it has not ended after patience, with SIGKILL. A task that has ended
+// is no error; a container without one is [errdefs.ErrNotFound].
+func (k *Container) Stop(ctx context.Context, patience time.Duration) (task.Exit, error) {
+	signal, err := ParseSignal(first(k.Labels[labelStopSignal], "TERM"))
+	if err != nil {
+		signal = sigTERM
+	}
+	if exit, err := k.kill(ctx, signal, patience); !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		return exit, err
+	}
+	return k.kill(ctx, sigKILL, cleanTime)
+}
+
+// kill sends a signal to every process of the task and waits for the end of the
+// first.
+func (k *Container) kill(ctx context.Context, signal uint32, patience time.Duration) (task.Exit, error) {
+	tasks := k.tasks()
+	err := once(ctx, func(ctx context.Context) error {
+		return tasks.Kill(ctx, k.ID, "", signal, signal == sigKILL)
+	})
+	if err != nil && !ended(err) {
+		return task.Exit{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return wait(ctx, tasks, k.ID, "")
+}
+
+// Delete removes the container, its task and its snapshot. A task that runs is
+// [errdefs.ErrFailedPrecondition], unless force kills it.
+func (k *Container) Delete(ctx context.Context, force bool) error {
+	if force {
+		if _, err := k.kill(ctx, sigKILL, cleanTime); err != nil && !ended(err) {
+			return err
+		}
+	}
+	if err := k.removeTask(ctx); err != nil {
+		return err
+	}
+	return k.remove(ctx)
+}
+
+func (k *Container) removeTask(ctx context.Context) error {
+	return once(ctx, func(ctx context.Context) error {
+		_, err := k.tasks().Delete(ctx, k.ID)
+		return onlyDone(err)
+	})
+}
+
+// remove removes record and snapshot. A snapshot without its container belongs
+// to nobody, so it does not matter which of both is faster.
+func (k *Container) remove(ctx context.Context) error {
+	var g errgroup.Group
+	g.Go(func() error {
+		return once(ctx, func(ctx context.Context) error {
+			return onlyDone(k.n.c.Containers.In(k.n.scope("")).Delete(ctx, k.ID))
+		})
+	})
+	g.Go(func() error {
+		if k.SnapshotKey == "" {
+			return nil
+		}
+		store, err := k.n.c.Snapshots.In(k.n.scope(""), k.Snapshotter)
+		if err != nil {
+			return err
+		}
+		return once(ctx, func(ctx context.Context) error {
+			return onlyDone(store.Remove(ctx, k.SnapshotKey))
+		})
+	})
+	return g.Wait()
+}
