@@ -1,0 +1,170 @@
+// Package snapshotrpc carries [snapshot.Stores] across a socket in containerd's
+// Snapshots service: [Register] puts one on a gRPC server and [NewClient] is
+// the same at the other end. It translates and does nothing else.
+package snapshotrpc
+
+import (
+	"context"
+	"fmt"
+
+	api "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/gantryd/gantry/services/rpc"
+	"github.com/gantryd/gantry/services/snapshot"
+)
+
+// batchMax is how many snapshots of a list are in one message at most.
+const batchMax = 100
+
+// Register puts s on a server.
+func Register(r grpc.ServiceRegistrar, s snapshot.Stores) {
+	api.RegisterSnapshotsServer(r, &server{stores: s})
+}
+
+type server struct {
+	api.UnsafeSnapshotsServer // a method we forget must not compile
+	stores                    snapshot.Stores
+}
+
+func (s *server) store(ctx context.Context, snapshotter string) (snapshot.Store, error) {
+	scope, err := rpc.Scope(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if snapshotter == "" {
+		return nil, fmt.Errorf("snapshotter argument missing: %w", errdefs.ErrInvalidArgument)
+	}
+	return s.stores.In(scope, snapshotter)
+}
+
+func (s *server) Prepare(ctx context.Context, req *api.PrepareSnapshotRequest) (*api.PrepareSnapshotResponse, error) {
+	store, err := s.store(ctx, req.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	m, err := store.Prepare(ctx, req.Key, req.Parent, snapshot.Options{Labels: req.Labels})
+	if err != nil {
+		return nil, err
+	}
+	return &api.PrepareSnapshotResponse{Mounts: toMounts(m)}, nil
+}
+
+func (s *server) View(ctx context.Context, req *api.ViewSnapshotRequest) (*api.ViewSnapshotResponse, error) {
+	store, err := s.store(ctx, req.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	m, err := store.View(ctx, req.Key, req.Parent, snapshot.Options{Labels: req.Labels})
+	if err != nil {
+		return nil, err
+	}
+	return &api.ViewSnapshotResponse{Mounts: toMounts(m)}, nil
+}
+
+func (s *server) Mounts(ctx context.Context, req *api.MountsRequest) (*api.MountsResponse, error) {
+	store, err := s.store(ctx, req.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	m, err := store.Mounts(ctx, req.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &api.MountsResponse{Mounts: toMounts(m)}, nil
+}
+
+func (s *server) Commit(ctx context.Context, req *api.CommitSnapshotRequest) (*emptypb.Empty, error) {
+	store, err := s.store(ctx, req.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	if err := store.Commit(ctx, req.Name, req.Key, snapshot.Options{Labels: req.Labels, Parent: req.Parent}); err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func (s *server) Remove(ctx context.Context, req *api.RemoveSnapshotRequest) (*emptypb.Empty, error) {
+	store, err := s.store(ctx, req.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	if err := store.Remove(ctx, req.Key); err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+func (s *server) Stat(ctx context.Context, req *api.StatSnapshotRequest) (*api.StatSnapshotResponse, error) {
+	store, err := s.store(ctx, req.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	i, err := store.Stat(ctx, req.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &api.StatSnapshotResponse{Info: toInfo(i)}, nil
+}
+
+func (s *server) Update(ctx context.Context, req *api.UpdateSnapshotRequest) (*api.UpdateSnapshotResponse, error) {
+	store, err := s.store(ctx, req.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	i, err := store.Update(ctx, fromInfo(req.GetInfo()), req.GetUpdateMask().GetPaths()...)
+	if err != nil {
+		return nil, err
+	}
+	return &api.UpdateSnapshotResponse{Info: toInfo(i)}, nil
+}
+
+func (s *server) List(req *api.ListSnapshotsRequest, stream api.Snapshots_ListServer) error {
+	store, err := s.store(stream.Context(), req.Snapshotter)
+	if err != nil {
+		return err
+	}
+	var batch []*api.Info
+	for i, err := range store.List(stream.Context(), req.Filters...) {
+		if err != nil {
+			return err
+		}
+		batch = append(batch, toInfo(i))
+		if len(batch) == batchMax {
+			if err := stream.Send(&api.ListSnapshotsResponse{Info: batch}); err != nil {
+				return err
+			}
+			batch = nil // the message that was sent has it
+		}
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	return stream.Send(&api.ListSnapshotsResponse{Info: batch})
+}
+
+func (s *server) Usage(ctx context.Context, req *api.UsageRequest) (*api.UsageResponse, error) {
+	store, err := s.store(ctx, req.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	u, err := store.Usage(ctx, req.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &api.UsageResponse{Size: u.Size, Inodes: u.Inodes}, nil
+}
+
+func (s *server) Cleanup(ctx context.Context, req *api.CleanupRequest) (*emptypb.Empty, error) {
+	store, err := s.store(ctx, req.Snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	if err := store.Cleanup(ctx); err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
