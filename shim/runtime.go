@@ -1,0 +1,202 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantryd/gantry/services/runner"
+)
+
+const (
+	defaultBinary = "runc"
+	defaultRoot   = "/run/containerd/runc" // containerd's, so that "runc --root … list" finds all containers of a node
+
+	callTime = 5 * time.Minute  // for a call that nobody waits for any more; hooks take what they take
+	undoTime = 30 * time.Second // for each step of cleaning up
+)
+
+// An ociRuntime is the program that makes containers of bundles.
+type ociRuntime struct {
+	options runner.Options
+	binary  string // path
+	root    string // of this namespace
+	reaper  *reaper
+}
+
+// newRuntime finds the program.
+func newRuntime(ns string, o runner.Options, reaper *reaper) (*ociRuntime, error) {
+	name := o.Binary
+	if name == "" {
+		name = defaultBinary
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return nil, fmt.Errorf("the OCI runtime %q cannot be run (%v): install runc, or name another runtime's binary: %w", name, errors.Unwrap(err), errdefs.ErrInvalidArgument)
+	}
+	return &ociRuntime{options: o, binary: path, root: runtimeRoot(ns, o), reaper: reaper}, nil
+}
+
+func runtimeRoot(ns string, o runner.Options) string {
+	root := o.Root
+	if root == "" {
+		root = defaultRoot
+	}
+	return filepath.Join(root, ns)
+}
+
+// knows reports whether the runtime may have a container of that id.
+func (r *ociRuntime) knows(id string) bool {
+	switch filepath.Base(r.binary) {
+	case "runc", "crun":
+		_, err := os.Lstat(filepath.Join(r.root, id))
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	return true // its files are its own
+}
+
+// create makes a container with a first process that has not started.
+func (r *ociRuntime) create(ctx context.Context, id, bundle, pidFile string, s *stdio) (int, error) {
+	args := []string{"create", "--bundle", bundle, "--pid-file", pidFile}
+	if s.socket != nil {
+		args = append(args, "--console-socket", s.socket.name)
+	}
+	if r.options.NoPivotRoot {
+		args = append(args, "--no-pivot")
+	}
+	if r.options.NoNewKeyring {
+		args = append(args, "--no-new-keyring")
+	}
+	err := r.call(ctx, call{verb: "create", dir: bundle, log: filepath.Join(bundle, "log.json"), stdio: s.child}, append(args, id)...)
+	if err != nil {
+		return 0, err
+	}
+	return readPid(pidFile)
+}
+
+// exec adds a process to a container and starts it. The socket of a terminal
+// is named relative to the bundle.
+func (r *ociRuntime) exec(ctx context.Context, id, bundle, dir string, s *stdio) (int, error) {
+	pidFile := filepath.Join(dir, "pid")
+	args := []string{"exec", "--detach", "--process", filepath.Join(dir, "process.json"), "--pid-file", pidFile}
+	if s.socket != nil {
+		args = append(args, "--console-socket", s.socket.name)
+	}
+	err := r.call(ctx, call{verb: "exec", dir: bundle, log: filepath.Join(dir, "log.json"), stdio: s.child}, append(args, id)...)
+	if err != nil {
+		return 0, err
+	}
+	return readPid(pidFile)
+}
+
+func readPid(file string) (int, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, fmt.Errorf("the OCI runtime told no pid: %w", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid <= 0 {
+		return 0, fmt.Errorf("the OCI runtime told the pid %q", b)
+	}
+	return pid, nil
+}
+
+// simple runs a verb that starts nothing.
+func (r *ociRuntime) simple(ctx context.Context, bundle, verb string, args ...string) error {
+	return r.call(ctx, call{verb: verb, dir: bundle, log: filepath.Join(bundle, verb+".log.json")}, append([]string{verb}, args...)...)
+}
+
+// A call is how the program is run.
+type call struct {
+	verb  string
+	dir   string
+	log   string      // where the program says what went wrong
+	stdio [3]*os.File // nil is /dev/null
+}
+
+// call runs the program. If ctx ends before, the program is killed. Its
+// streams are files: a process that inherits them does not keep us waiting.
+func (r *ociRuntime) call(ctx context.Context, c call, args ...string) error {
+	global := []string{"--root", r.root, "--log", c.log, "--log-format", "json"}
+	if r.options.SystemdCgroup {
+		global = append(global, "--systemd-cgroup")
+	}
+	os.Remove(c.log) // so that an error in it is this call's
+	cmd := exec.CommandContext(ctx, r.binary, append(global, args...)...)
+	cmd.Dir = c.dir
+	if c.stdio[0] != nil {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdio[0], c.stdio[1], c.stdio[2]
+	}
+	// A group of its own: a signal to ours is not for the container, and the
+	// program is killed with the helpers it has started.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	done := r.reaper.hold()
+	err := cmd.Run()
+	done()
+	if err == nil {
+		os.Remove(c.log)
+		return nil
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	why := lastError(c.log)
+	if why == "" {
+		why = err.Error()
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return fmt.Errorf("OCI runtime %s failed: %s: %w", c.verb, why, err)
+	}
+	return fmt.Errorf("OCI runtime %s failed: %s: %w", c.verb, why, errdefs.ErrInvalidArgument)
+}
+
+// logMax is how much of a program's log is read.
+const logMax = 64 << 10
+
+// lastError returns what the program said last, of level error.
+func lastError(log string) string {
+	f, err := os.Open(log)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.Size() > logMax {
+		f.Seek(st.Size()-logMax, 0)
+	}
+	b := make([]byte, logMax)
+	n, _ := f.Read(b)
+	why := ""
+	for line := range strings.Lines(string(b[:n])) {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Level == "error" {
+			why = strings.TrimSpace(entry.Msg)
+		}
+	}
+	return why
+}
+
+// Features returns what the OCI runtime says it can do, in JSON, or nil if it
+// does not say: older ones do not.
+func Features(ctx context.Context, o runner.Options) ([]byte, error) {
+	r, err := newRuntime("", o, newReaper())
+	if err != nil {
+		return nil, err
+	}
+	out, err := exec.CommandContext(ctx, r.binary, "features").Output()
+	if err != nil || !json.Valid(out) {
+		return nil, nil
+	}
+	return out, nil
+}
