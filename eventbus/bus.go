@@ -1,0 +1,336 @@
+package eventbus
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/filter"
+)
+
+const (
+	messageMax     = 1 << 20
+	memoryMax      = 16 << 20 // of streams in memory, of which we have none
+	pendingMax     = 8 << 20  // bytes that wait for a connection that does not read
+	connectionsMax = 1024
+	sameIDTime     = time.Hour
+	openTime       = 30 * time.Second
+)
+
+// Needs are what a bus uses.
+type Needs struct {
+	Log *slog.Logger
+}
+
+// A Bus is the event bus of a node. Subscribe tells nothing until Deliver runs.
+type Bus struct {
+	cfg    Config
+	log    *slog.Logger
+	lock   *os.File
+	roles  roles
+	server *server.Server
+	stream *eventnats.Bus
+	epoch  string
+	window window
+}
+
+var _ event.Bus = (*Bus)(nil)
+
+// Open opens or makes the stream. A directory that another process has open, or
+// that has something else in it, is [errdefs.ErrFailedPrecondition].
+func Open(cfg Config, needs Needs) (_ *Bus, err error) {
+	b := &Bus{cfg: cfg, log: needs.Log}
+	if b.lock, err = lockRoot(cfg.Root); err != nil {
+		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
+	}
+	defer func() {
+		if err != nil {
+			b.Close()
+		}
+	}()
+	b.roles = newRoles(cfg)
+	b.server, err = server.NewServer(b.options())
+	if err != nil {
+		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
+	}
+	b.server.SetLoggerV2(logger{b.log}, false, false, false)
+	b.server.Start()
+	if !b.server.ReadyForConnections(openTime) || !b.server.JetStreamEnabled() {
+		return nil, fmt.Errorf("event stream %s did not open: %w", cfg.Root, errdefs.ErrInternal)
+	}
+	if b.stream, err = eventnats.In(b.server, roleBus, b.roles.secrets[roleBus]); err != nil {
+		return nil, err
+	}
+	if err := b.makeStream(); err != nil {
+		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
+	}
+	return b, nil
+}
+
+func (b *Bus) options() *server.Options {
+	return &server.Options{
+		ServerName:         "gantry",
+		DontListen:         true,
+		NoSigs:             true, // signals belong to main
+		NoSystemAccount:    true,
+		Users:              b.roles.users(),
+		MaxConn:            connectionsMax + 8,
+		MaxPayload:         messageMax,
+		MaxPending:         pendingMax,
+		JetStream:          true,
+		StoreDir:           b.cfg.Root, // the server adds "jetstream"
+		SyncAlways:         true,
+		JetStreamMaxMemory: memoryMax,
+		JetStreamMaxStore:  2*b.cfg.retainBytes() + 64<<20,
+	}
+}
+
+// lockRoot makes the directory and keeps others out of it.
+func lockRoot(root string) (*os.File, error) {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(root, 0o700); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if name := e.Name(); name != "jetstream" && name != "lock" && name != "lost+found" {
+			return nil, fmt.Errorf("not an event stream: there is %q: %w", name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("in use by another process: %w", errdefs.ErrFailedPrecondition)
+	}
+	return f, nil
+}
+
+// makeStream makes the stream, or gives the one there is the config's limits.
+func (b *Bus) makeStream() error {
+	ctx, cancel := context.WithTimeout(context.Background(), openTime)
+	defer cancel()
+	js := b.stream.JetStream()
+	want := jetstream.StreamConfig{
+		Name:        eventnats.Stream,
+		Subjects:    []string{eventnats.Subjects},
+		Retention:   jetstream.LimitsPolicy,
+		Discard:     jetstream.DiscardOld,
+		Storage:     jetstream.FileStorage,
+		Replicas:    1,
+		MaxAge:      b.cfg.retainTime(),
+		MaxBytes:    b.cfg.retainBytes(),
+		MaxMsgSize:  messageMax,
+		Duplicates:  min(sameIDTime, b.cfg.retainTime()),
+		AllowDirect: true,
+		Metadata:    map[string]string{eventnats.Epoch: newEpoch()},
+	}
+	have, err := js.Stream(ctx, eventnats.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		b.epoch = want.Metadata[eventnats.Epoch]
+		b.log.Info("made the event stream", "epoch", b.epoch)
+		_, err = js.CreateStream(ctx, want)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	info := have.CachedInfo()
+	if b.epoch = info.Config.Metadata[eventnats.Epoch]; b.epoch == "" {
+		return fmt.Errorf("the stream does not say which it is: %w", errdefs.ErrDataLoss)
+	}
+	want.Metadata = info.Config.Metadata
+	b.log.Info("opened the event stream", "epoch", b.epoch, "first", info.State.FirstSeq, "last", info.State.LastSeq)
+	_, err = js.UpdateStream(ctx, want)
+	return err
+}
+
+func newEpoch() string {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// Publish implements event.Publisher.
+func (b *Bus) Publish(ctx context.Context, e event.Event) error { return b.stream.Publish(ctx, e) }
+
+// Subscribe implements event.Subscriber.
+func (b *Bus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq2[event.Event, error], error) {
+	f, err := filter.Parse(o.Filters...)
+	if err != nil {
+		return nil, err
+	}
+	_, from, err := b.stream.Begin(ctx, o.After)
+	if err != nil {
+		return nil, err
+	}
+	return func(yield func(event.Event, error) bool) {
+		for {
+			events, err := b.next(ctx, from)
+			if err != nil {
+				yield(event.Event{}, err)
+				return
+			}
+			for _, e := range events {
+				if ctx.Err() != nil {
+					break // said above
+				}
+				from = e.Sequence + 1
+				if e.ID != "" && f.Match(e.Fields()) && !yield(e, nil) {
+					return
+				}
+			}
+		}
+	}, nil
+}
+
+// catchUp is how many events a subscriber that is behind reads at once.
+const catchUp = 256
+
+// next waits for the event at a sequence and returns it and some that follow.
+func (b *Bus) next(ctx context.Context, from uint64) ([]event.Event, error) {
+	for {
+		events, added, behind := b.window.from(from)
+		if len(events) > 0 {
+			return events, ctx.Err()
+		}
+		if behind {
+			return b.reread(ctx, from)
+		}
+		select {
+		case <-added:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// reread reads from the stream what the window does not have any more. There is
+// at least one event: the window is past it.
+func (b *Bus) reread(ctx context.Context, from uint64) ([]event.Event, error) {
+	var events []event.Event
+	until := min(b.window.begin(), from+catchUp)
+	for e, err := range b.stream.Read(ctx, b.epoch, from) {
+		if err != nil {
+			return nil, err
+		}
+		if events = append(events, e); e.Sequence+1 >= until {
+			break
+		}
+	}
+	return events, nil
+}
+
+// Deliver reads the stream for all subscribers until ctx ends. It is a work of
+// the daemon and runs once at a time.
+func (b *Bus) Deliver(ctx context.Context) error {
+	for {
+		_, from, err := b.stream.Begin(ctx, nil)
+		if err == nil {
+			b.window.reset(from)
+			err = b.deliver(ctx, from)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		b.log.Warn("reading the stream again", "err", err)
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func (b *Bus) deliver(ctx context.Context, from uint64) error {
+	for e, err := range b.stream.Read(ctx, b.epoch, from) {
+		if err != nil {
+			return err
+		}
+		if e.ID == "" {
+			b.log.Warn("a message in the stream is not an event", "sequence", e.Sequence)
+		}
+		b.window.add(e)
+	}
+	return nil
+}
+
+// Watch ends with an error when the store of the stream is broken. Such an error
+// stays until the process is a new one; so it waits for what a new one needs.
+func (b *Bus) Watch(ctx context.Context) error {
+	said := false
+	for {
+		if err := pause(ctx, watchTime); err != nil {
+			return err
+		}
+		h := b.server.Healthz(&server.HealthzOptions{})
+		if h.Error == "" {
+			continue
+		}
+		if !said {
+			said = true
+			b.log.Error("the event stream cannot be written", "dir", b.cfg.Root, "err", h.Error)
+		}
+		if free(b.cfg.Root) >= freeMin {
+			return fmt.Errorf("event stream %s: %s: %w", b.cfg.Root, h.Error, errdefs.ErrInternal)
+		}
+	}
+}
+
+const (
+	watchTime = 2 * time.Second
+
+	// freeMin is less than a store that failed for want of space will have
+	// when space was made.
+	freeMin = 32 << 20
+)
+
+func free(dir string) int64 {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return freeMin // then space is not what it waits for
+	}
+	return int64(st.Bavail) * st.Bsize
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close closes the stream.
+func (b *Bus) Close() error {
+	if b.stream != nil {
+		b.stream.Close()
+	}
+	if b.server != nil {
+		b.server.Shutdown()
+		b.server.WaitForShutdown()
+	}
+	return b.lock.Close()
+}

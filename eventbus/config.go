@@ -1,0 +1,57 @@
+package eventbus
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Config says what is kept and who is told.
+type Config struct {
+	Root        string   `toml:"root"`         // directory of the stream
+	RetainHours int      `toml:"retain_hours"` // events older than this go
+	RetainMiB   int      `toml:"retain_mib"`   // the oldest events go when all are larger
+	Plugins     []string `toml:"plugins"`      // subjects that a peer that is no daemon may subscribe to
+}
+
+// Default is the config of a node that runs the suite under systemd.
+func Default() Config {
+	return Config{
+		Root:        "/var/lib/gantry/eventbus",
+		RetainHours: 72,
+		RetainMiB:   64,
+		Plugins:     []string{"gantry.v1.>"},
+	}
+}
+
+const (
+	retainHoursMax = 24 * 366
+	retainMiBMin   = 4 // of which a message is at most a quarter
+	retainMiBMax   = 1 << 20
+)
+
+// Check reports every mistake in c at once.
+func (c Config) Check() error {
+	var errs []error
+	if !filepath.IsAbs(c.Root) {
+		errs = append(errs, fmt.Errorf("root: %q is not an absolute path", c.Root))
+	}
+	if c.RetainHours < 1 || c.RetainHours > retainHoursMax {
+		errs = append(errs, fmt.Errorf("retain_hours: %d is not from 1 to %d", c.RetainHours, retainHoursMax))
+	}
+	if c.RetainMiB < retainMiBMin || c.RetainMiB > retainMiBMax {
+		errs = append(errs, fmt.Errorf("retain_mib: %d is not from %d to %d", c.RetainMiB, retainMiBMin, retainMiBMax))
+	}
+	for _, s := range c.Plugins {
+		if !strings.HasPrefix(s, "gantry.v1.") || strings.ContainsAny(s, " \t\r\n") {
+			errs = append(errs, fmt.Errorf("plugins: %q is not a subject of events (gantry.v1.…)", s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) retainTime() time.Duration { return time.Duration(c.RetainHours) * time.Hour }
+
+func (c Config) retainBytes() int64 { return int64(c.RetainMiB) << 20 }

@@ -1,0 +1,298 @@
+// Package eventnats carries an [event.Bus] over NATS. What it writes is the wire
+// that plugins read: subjects "gantry.v1.<namespace>.<noun>.<verb>" and
+// CloudEvents 1.0 in binary mode.
+package eventnats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/filter"
+)
+
+const (
+	// callTime bounds a call whose context has no deadline.
+	callTime = 5 * time.Second
+
+	// A bus that is back is found within reconnectMax.
+	reconnectMin = 20 * time.Millisecond
+	reconnectMax = 250 * time.Millisecond
+
+	// fetchMax is how many bytes of messages are on their way to a reader.
+	fetchMax = 4 << 20
+)
+
+// A Bus is a connection to the bus.
+type Bus struct {
+	nc   *nats.Conn
+	js   jetstream.JetStream
+	node string
+
+	// mu guards the fields below it. calls is done when what is under way
+	// cannot be answered any more; it is made anew then.
+	mu    sync.Mutex
+	calls context.Context
+	fail  context.CancelCauseFunc
+}
+
+var _ event.Bus = (*Bus)(nil)
+
+// Dial returns a connection to the NATS socket of the bus. It does not wait for
+// it and connects again for ever; a call while it is not there is
+// [errdefs.ErrUnavailable] at once.
+func Dial(socket string) (*Bus, error) {
+	return connect("nats://gantry", nats.SetCustomDialer(dialer(socket)))
+}
+
+// In returns a connection to a server in this process.
+func In(server nats.InProcessConnProvider, user, password string) (*Bus, error) {
+	return connect("", nats.InProcessServer(server), nats.UserInfo(user, password))
+}
+
+func connect(url string, o ...nats.Option) (*Bus, error) {
+	node, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("name of this node: %w", err)
+	}
+	b := &Bus{node: node}
+	b.calls, b.fail = context.WithCancelCause(context.Background())
+	b.nc, err = nats.Connect(url, append([]nats.Option{
+		nats.Name("gantry"),
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(),
+		nats.IgnoreDiscoveredServers(),
+		nats.ReconnectBufSize(-1), // an event waits in the outbox, not here
+		nats.CustomReconnectDelay(func(attempts int) time.Duration {
+			return min(reconnectMin<<min(attempts, 10), reconnectMax)
+		}),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) {
+			b.interrupt(fmt.Errorf("the bus went away: %w", errdefs.ErrUnavailable))
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			// The server does not say to which call it says no.
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				b.interrupt(fmt.Errorf("%w: %w", err, errdefs.ErrPermissionDenied))
+			}
+		}),
+	}, o...)...)
+	if err != nil {
+		return nil, fmt.Errorf("bus: %w", err)
+	}
+	b.js, err = jetstream.New(b.nc)
+	if err != nil {
+		b.nc.Close()
+		return nil, fmt.Errorf("bus: %w", err)
+	}
+	return b, nil
+}
+
+// A dialer dials the same socket whatever the address is.
+type dialer string
+
+func (d dialer) Dial(string, string) (net.Conn, error) {
+	return net.DialTimeout("unix", string(d), time.Second)
+}
+
+// SkipTLSHandshake keeps the client from looking at the address.
+func (d dialer) SkipTLSHandshake() bool { return true }
+
+// interrupt ends the calls under way, which nobody is going to answer.
+func (b *Bus) interrupt(cause error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fail(cause)
+	b.calls, b.fail = context.WithCancelCause(context.Background())
+}
+
+// bound returns ctx that also ends when calls are interrupted.
+func (b *Bus) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	b.mu.Lock()
+	calls := b.calls
+	b.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(calls, func() { cancel(context.Cause(calls)) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
+// call is bound with a deadline.
+func (b *Bus) call(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := b.bound(ctx)
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, cancel
+	}
+	ctx, stop := context.WithTimeout(ctx, callTime)
+	return ctx, func() { stop(); cancel() }
+}
+
+// kind gives an error of NATS the kind that the contract asks for. outer is the
+// caller's context and inner what the call was made with.
+func kind(outer, inner context.Context, err error) error {
+	var api *jetstream.APIError
+	switch {
+	case err == nil || outer.Err() != nil:
+		return outer.Err()
+	case inner.Err() != nil && !errors.Is(context.Cause(inner), context.DeadlineExceeded):
+		return context.Cause(inner)
+	case errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == codeMessageTooLarge:
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+}
+
+// codeMessageTooLarge is the server's code for a message over the stream's
+// limit.
+const codeMessageTooLarge = 10054
+
+// Close ends the connection.
+func (b *Bus) Close() { b.nc.Close() }
+
+// JetStream is for the bus itself, which makes the stream.
+func (b *Bus) JetStream() jetstream.JetStream { return b.js }
+
+// Publish implements event.Publisher.
+func (b *Bus) Publish(ctx context.Context, e event.Event) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := e.Check(); err != nil {
+		return err
+	}
+	e = e.Stamp(time.Now(), "eventbus")
+	e.Subject = e.About()
+	inner, cancel := b.call(ctx)
+	defer cancel()
+	_, err := b.js.PublishMsg(inner, toMessage(e, b.node), jetstream.WithExpectStream(Stream), jetstream.WithRetryAttempts(0))
+	if err := kind(ctx, inner, err); err != nil {
+		return fmt.Errorf("publish %s: %w", e.Topic, err)
+	}
+	return nil
+}
+
+// Subscribe implements event.Subscriber, for those who may make consumers: root
+// and the bus itself. When the connection is lost the sequence ends with
+// [errdefs.ErrUnavailable]; the cursor of the last event goes on.
+func (b *Bus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq2[event.Event, error], error) {
+	f, err := filter.Parse(o.Filters...)
+	if err != nil {
+		return nil, err
+	}
+	epoch, from, err := b.Begin(ctx, o.After)
+	if err != nil {
+		return nil, err
+	}
+	return func(yield func(event.Event, error) bool) {
+		for e, err := range b.Read(ctx, epoch, from) {
+			if err != nil {
+				yield(event.Event{}, err)
+				return
+			}
+			if e.ID != "" && f.Match(e.Fields()) && !yield(e, nil) {
+				return
+			}
+		}
+	}, nil
+}
+
+// Begin returns the stream's epoch and the sequence of the first event past a
+// cursor, or past the end if there is none.
+func (b *Bus) Begin(ctx context.Context, after *event.Cursor) (epoch string, from uint64, err error) {
+	inner, cancel := b.call(ctx)
+	defer cancel()
+	stream, err := b.js.Stream(inner, Stream)
+	if err := kind(ctx, inner, err); err != nil {
+		return "", 0, fmt.Errorf("stream of events: %w", err)
+	}
+	info := stream.CachedInfo()
+	epoch, from = info.Config.Metadata[Epoch], info.State.LastSeq+1
+	if after == nil {
+		return epoch, from, nil
+	}
+	if after.Epoch != epoch || after.Sequence+1 > from || after.Sequence+1 < info.State.FirstSeq {
+		return "", 0, fmt.Errorf("cursor %s/%d: %s/%d to %d are kept: %w",
+			after.Epoch, after.Sequence, epoch, info.State.FirstSeq, info.State.LastSeq, errdefs.ErrOutOfRange)
+	}
+	return epoch, after.Sequence + 1, nil
+}
+
+// Read yields every message of the stream from a sequence on, each with its
+// place. One that is not an event has no id. The sequence ends with an error,
+// yielded last, as a subscription's does.
+func (b *Bus) Read(ctx context.Context, epoch string, from uint64) iter.Seq2[event.Event, error] {
+	return func(yield func(event.Event, error) bool) {
+		inner, cancel := b.bound(ctx)
+		defer cancel()
+		messages, err := b.messages(inner, from)
+		if err != nil {
+			yield(event.Event{}, fmt.Errorf("stream of events: %w", kind(ctx, inner, err)))
+			return
+		}
+		defer messages.Stop()
+		for ; ; from++ {
+			e, err := next(inner, messages, from)
+			if err != nil {
+				yield(event.Event{}, kindOfNext(ctx, inner, err))
+				return
+			}
+			e.Epoch = epoch
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (b *Bus) messages(ctx context.Context, from uint64) (jetstream.MessagesContext, error) {
+	inner, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	c, err := b.js.OrderedConsumer(inner, Stream, jetstream.OrderedConsumerConfig{
+		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:       from,
+		MaxResetAttempts:  1,
+		InactiveThreshold: 30 * time.Second,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.Messages(jetstream.PullMaxBytes(fetchMax))
+}
+
+// next returns the message at a sequence. The stream has no holes: one that is
+// missing was removed for its age, or the stream is another.
+func next(ctx context.Context, messages jetstream.MessagesContext, sequence uint64) (event.Event, error) {
+	m, err := messages.Next(jetstream.NextContext(ctx))
+	if err != nil {
+		return event.Event{}, err
+	}
+	meta, err := m.Metadata()
+	if err != nil {
+		return event.Event{}, err
+	}
+	if got := meta.Sequence.Stream; got != sequence {
+		return event.Event{}, fmt.Errorf("event %d is not kept, the next is %d: %w", sequence, got, errdefs.ErrOutOfRange)
+	}
+	e, err := fromMessage(m.Subject(), m.Headers(), m.Data())
+	if err != nil {
+		e = event.Event{}
+	}
+	e.Sequence = sequence
+	return e, nil
+}
+
+func kindOfNext(outer, inner context.Context, err error) error {
+	if outer.Err() == nil && errors.Is(err, errdefs.ErrOutOfRange) {
+		return err
+	}
+	return kind(outer, inner, err)
+}
