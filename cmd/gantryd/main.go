@@ -13,10 +13,13 @@ import (
 	"strings"
 
 	"github.com/gantryd/gantry/services/daemon"
+	"github.com/gantryd/gantry/services/suite"
 )
 
 // daemons are the recipes, by the daemon's name; each is in a file of its own.
-var daemons = map[string]func(ctx context.Context, log *slog.Logger, args []string) error{}
+var daemons = map[string]func(ctx context.Context, log *slog.Logger, args []string) error{
+	suite.Gatewayd: gatewaydMain,
+}
 
 func main() {
 	name, args := filepath.Base(os.Args[0]), os.Args[1:]

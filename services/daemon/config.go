@@ -109,6 +109,7 @@ func Configure(cfg Config, name string, args []string, log *slog.Logger) error {
 		return err
 	}
 	if *check {
+		fmt.Println(name+":", ErrChecked)
 		return ErrChecked
 	}
 	c := cfg.common()
