@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/mount/mountrpc"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/snapshot"
@@ -67,7 +68,7 @@ func (c client) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fromMounts(resp.GetMounts()), nil
+	return mountrpc.From(resp.GetMounts()), nil
 }
 
 func (c client) Prepare(ctx context.Context, key, parent string, o snapshot.Options) ([]mount.Mount, error) {
@@ -77,7 +78,7 @@ func (c client) Prepare(ctx context.Context, key, parent string, o snapshot.Opti
 	if err != nil {
 		return nil, err
 	}
-	return fromMounts(resp.GetMounts()), nil
+	return mountrpc.From(resp.GetMounts()), nil
 }
 
 func (c client) View(ctx context.Context, key, parent string, o snapshot.Options) ([]mount.Mount, error) {
@@ -87,7 +88,7 @@ func (c client) View(ctx context.Context, key, parent string, o snapshot.Options
 	if err != nil {
 		return nil, err
 	}
-	return fromMounts(resp.GetMounts()), nil
+	return mountrpc.From(resp.GetMounts()), nil
 }
 
 func (c client) Commit(ctx context.Context, name, key string, o snapshot.Options) error {

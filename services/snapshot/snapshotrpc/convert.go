@@ -4,10 +4,8 @@ import (
 	"time"
 
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
-	"github.com/containerd/containerd/api/types"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
 )
 
@@ -47,20 +45,4 @@ func fromTime(t *timestamppb.Timestamp) time.Time {
 		return time.Time{}
 	}
 	return t.AsTime()
-}
-
-func toMounts(all []mount.Mount) []*types.Mount {
-	var out []*types.Mount
-	for _, m := range all {
-		out = append(out, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
-	}
-	return out
-}
-
-func fromMounts(all []*types.Mount) []mount.Mount {
-	var out []mount.Mount
-	for _, m := range all {
-		out = append(out, mount.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()})
-	}
-	return out
 }

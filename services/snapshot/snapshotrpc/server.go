@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/gantryd/gantry/services/mount/mountrpc"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/snapshot"
 )
@@ -49,7 +50,7 @@ func (s *server) Prepare(ctx context.Context, req *api.PrepareSnapshotRequest) (
 	if err != nil {
 		return nil, err
 	}
-	return &api.PrepareSnapshotResponse{Mounts: toMounts(m)}, nil
+	return &api.PrepareSnapshotResponse{Mounts: mountrpc.To(m)}, nil
 }
 
 func (s *server) View(ctx context.Context, req *api.ViewSnapshotRequest) (*api.ViewSnapshotResponse, error) {
@@ -61,7 +62,7 @@ func (s *server) View(ctx context.Context, req *api.ViewSnapshotRequest) (*api.V
 	if err != nil {
 		return nil, err
 	}
-	return &api.ViewSnapshotResponse{Mounts: toMounts(m)}, nil
+	return &api.ViewSnapshotResponse{Mounts: mountrpc.To(m)}, nil
 }
 
 func (s *server) Mounts(ctx context.Context, req *api.MountsRequest) (*api.MountsResponse, error) {
@@ -73,7 +74,7 @@ func (s *server) Mounts(ctx context.Context, req *api.MountsRequest) (*api.Mount
 	if err != nil {
 		return nil, err
 	}
-	return &api.MountsResponse{Mounts: toMounts(m)}, nil
+	return &api.MountsResponse{Mounts: mountrpc.To(m)}, nil
 }
 
 func (s *server) Commit(ctx context.Context, req *api.CommitSnapshotRequest) (*emptypb.Empty, error) {
