@@ -54,6 +54,10 @@ type Stores interface {
 //   - A scope whose lease does not exist is [errdefs.ErrNotFound] from every
 //     method that creates something; what is created, and what turns out to
 //     exist already, becomes a resource of the lease.
+//   - [errdefs.ErrUnavailable] says that a ref is held and nothing else:
+//     clients try again for as long as they get it.
+//   - A store that has not the room to go on is [errdefs.ErrResourceExhausted],
+//     and deletes all the same.
 //   - Methods may be called from any goroutine.
 type Store interface {
 	Blobs
@@ -78,16 +82,19 @@ type Blobs interface {
 	// or may not appear. An error is yielded last.
 	List(ctx context.Context, filters ...string) iter.Seq2[Info, error]
 
-	// Delete removes the namespace's record: [errdefs.ErrNotFound] if there is
-	// none. Bytes that no namespace has a record of are removed later.
+	// Delete removes the namespace's record, and takes the blob from the
+	// scope's lease: [errdefs.ErrNotFound] if there is no record. Bytes that
+	// no namespace has a record of are removed later.
 	Delete(ctx context.Context, d digest.Digest) error
 
 	// Open returns the blob's bytes: [errdefs.ErrNotFound] as for Info. The
-	// caller closes the reader, which stays good if the blob is deleted.
+	// caller closes the reader; ctx lives at least as long.
 	Open(ctx context.Context, d digest.Digest) (Reader, error)
 }
 
-// A Reader reads a blob at any offset, from several goroutines at once.
+// A Reader reads a blob at any offset, from several goroutines at once. Once
+// the blob is deleted it goes on, or is [errdefs.ErrNotFound] where it has to
+// ask for each read; it never returns other bytes.
 type Reader interface {
 	io.ReaderAt
 	io.Closer
@@ -96,26 +103,40 @@ type Reader interface {
 
 // Ingests are the blobs being written. Each has a ref, chosen by its writer,
 // which at most one Writer holds at a time.
+//
+// What was written survives the end of the process, and that of power once the
+// Writer was closed. An ingest that nobody writes is forgotten after a day, or
+// when the leases that it belongs to are gone.
 type Ingests interface {
-	// Writer starts or resumes an ingest. It is [errdefs.ErrUnavailable] if
-	// another writer holds the ref, [errdefs.ErrAlreadyExists] if the
-	// namespace has the expected blob (then no ingest is left behind), and
-	// [errdefs.ErrInvalidArgument] without a ref. The caller closes it.
+	// Writer starts an ingest, or resumes it where it stands; one whose total
+	// or expected digest was another starts over. It is
+	// [errdefs.ErrUnavailable] if another writer holds the ref,
+	// [errdefs.ErrAlreadyExists] if the namespace has the expected blob (then
+	// no ingest is left behind), and [errdefs.ErrInvalidArgument] without a
+	// ref. The caller closes it; ctx lives at least as long.
+	//
+	// An expected blob that another namespace has, of the given total, need
+	// not be written again: the writer begins at its end, and Commit makes it
+	// a blob of this namespace too. Such an ingest has no Status until
+	// something else is done to it.
 	Writer(ctx context.Context, o WriterOptions) (Writer, error)
 
 	// Status is [errdefs.ErrNotFound] if there is no such ingest.
 	Status(ctx context.Context, ref string) (Status, error)
 
 	// ListStatuses returns the ingests that match one of the filters (field
-	// "ref"), in order of their refs.
+	// "ref"), in order of their refs. A filter that does not parse is
+	// [errdefs.ErrInvalidArgument].
 	ListStatuses(ctx context.Context, filters ...string) ([]Status, error)
 
-	// Abort forgets an ingest and its bytes, also under an open writer, whose
-	// Commit then fails: [errdefs.ErrNotFound] if there is no such ingest.
+	// Abort forgets an ingest and its bytes: [errdefs.ErrNotFound] if there is
+	// no such ingest. A writer that is open keeps the ref until it is closed,
+	// and can do nothing else.
 	Abort(ctx context.Context, ref string) error
 }
 
-// WriterOptions say what is going to be written.
+// WriterOptions say what is going to be written. Total and Expected hold for
+// Commit where it does not say otherwise.
 type WriterOptions struct {
 	Ref      string
 	Total    int64         // bytes, 0 if unknown
@@ -123,7 +144,9 @@ type WriterOptions struct {
 }
 
 // A Writer appends to an ingest and ends by committing it or leaving it to be
-// resumed. It is used by one goroutine at a time.
+// resumed. It is used by one goroutine at a time. One that is over is
+// [errdefs.ErrFailedPrecondition] from every method that can fail but Close;
+// one whose ingest was aborted is [errdefs.ErrNotFound].
 type Writer interface {
 	// Write appends.
 	io.Writer
@@ -135,18 +158,21 @@ type Writer interface {
 	// Status reports the ingest as it is now.
 	Status(ctx context.Context) (Status, error)
 
-	// Digest is that of the bytes written so far, or empty where it is not
-	// known before Commit.
+	// Digest is that of the bytes written so far, in the algorithm of the
+	// expected digest.
 	Digest() digest.Digest
 
-	// Truncate drops what is past size, in bytes; a size past the end is
-	// [errdefs.ErrOutOfRange].
+	// Truncate to size 0 drops what was written. The size that the ingest has
+	// changes nothing, one past the end or below 0 is [errdefs.ErrOutOfRange],
+	// and one in between is [errdefs.ErrNotImplemented].
 	Truncate(ctx context.Context, size int64) error
 
-	// Commit makes the ingest a blob of the namespace, durably, and releases
-	// the ref. A size other than 0 that is not the ingest's, and an expected
-	// digest that is not its bytes', are [errdefs.ErrFailedPrecondition] and
-	// keep the ingest; a blob that the namespace has already is
-	// [errdefs.ErrAlreadyExists] and ends it.
+	// Commit makes the ingest a blob of the namespace, durably. A size other
+	// than 0 that is not the ingest's, and an expected digest that is not its
+	// bytes', are [errdefs.ErrFailedPrecondition], and a bad label is
+	// [errdefs.ErrInvalidArgument]; both keep the ingest. A blob that the
+	// namespace has already is [errdefs.ErrAlreadyExists] and ends the ingest,
+	// whatever was written if it is the expected one. The writer is over and
+	// the ref released, whatever Commit returns.
 	Commit(ctx context.Context, size int64, expected digest.Digest, labels map[string]string) error
 }

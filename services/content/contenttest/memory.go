@@ -1,0 +1,493 @@
+package contenttest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/filter"
+	"github.com/gantryd/gantry/services/label"
+	"github.com/gantryd/gantry/services/lease"
+	"github.com/gantryd/gantry/services/lease/leasetest"
+	"github.com/gantryd/gantry/services/namespace"
+)
+
+// Memory keeps content in memory. Bytes that no namespace has a record of are
+// gone at once, and no ingest is ever forgotten.
+type Memory struct {
+	leasetest.Members
+	leases lease.Registry
+
+	// mu guards the fields below it, and those of every writer.
+	mu      sync.Mutex
+	infos   map[infoKey]content.Info
+	bytes   map[digest.Digest][]byte
+	ingests map[ingestKey]*ingest
+	writers map[ingestKey]*memoryWriter // who holds the refs
+}
+
+type (
+	infoKey struct {
+		namespace string
+		digest    digest.Digest
+	}
+	ingestKey struct{ namespace, ref string }
+)
+
+// An ingest is what was written under a ref.
+type ingest struct {
+	status   content.Status
+	bytes    []byte
+	borrowed bool // the bytes are a blob's, and nothing was written
+	aborted  bool
+}
+
+var (
+	_ content.Stores   = (*Memory)(nil)
+	_ lease.Members    = (*Memory)(nil)
+	_ namespace.Holder = (*Memory)(nil)
+	_ content.Store    = memoryStore{}
+	_ content.Writer   = (*memoryWriter)(nil)
+	_ content.Reader   = memoryReader{}
+)
+
+// NewMemory returns an empty store. The registry says which leases exist; nil
+// knows none.
+func NewMemory(leases lease.Registry) *Memory {
+	return &Memory{
+		leases:  leases,
+		infos:   make(map[infoKey]content.Info),
+		bytes:   make(map[digest.Digest][]byte),
+		ingests: make(map[ingestKey]*ingest),
+		writers: make(map[ingestKey]*memoryWriter),
+	}
+}
+
+// In implements [content.Stores].
+func (m *Memory) In(scope namespace.Scope) content.Store { return memoryStore{m, scope} }
+
+// Holdings implements [namespace.Holder].
+func (m *Memory) Holdings(context.Context) ([]namespace.Holding, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names := make(map[string]bool)
+	for k := range m.infos {
+		names[k.namespace] = true
+	}
+	var all []namespace.Holding
+	for _, n := range slices.Sorted(maps.Keys(names)) {
+		all = append(all, namespace.Holding{Namespace: n, Kind: namespace.KindBlobs})
+	}
+	return all, nil
+}
+
+type memoryStore struct {
+	*Memory
+	scope namespace.Scope
+}
+
+func (s memoryStore) Info(_ context.Context, d digest.Digest) (content.Info, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.infoLocked(d)
+}
+
+func (s memoryStore) infoLocked(d digest.Digest) (content.Info, error) {
+	if err := content.CheckDigest(d); err != nil {
+		return content.Info{}, err
+	}
+	info, ok := s.infos[infoKey{s.scope.Name, d}]
+	if !ok {
+		return content.Info{}, fmt.Errorf("content %s: %w", d, errdefs.ErrNotFound)
+	}
+	info.Labels = maps.Clone(info.Labels)
+	return info, nil
+}
+
+func (s memoryStore) Update(_ context.Context, info content.Info, fields ...string) (content.Info, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	updated, err := s.infoLocked(info.Digest)
+	if err != nil {
+		return content.Info{}, err
+	}
+	if updated.Labels, err = label.Update(updated.Labels, info.Labels, fields); err != nil {
+		return content.Info{}, err
+	}
+	updated.UpdatedAt = time.Now().UTC()
+	s.infos[infoKey{s.scope.Name, info.Digest}] = updated
+	updated.Labels = maps.Clone(updated.Labels)
+	return updated, nil
+}
+
+func (s memoryStore) List(_ context.Context, filters ...string) iter.Seq2[content.Info, error] {
+	return func(yield func(content.Info, error) bool) {
+		f, err := filter.Parse(filters...)
+		if err != nil {
+			yield(content.Info{}, err)
+			return
+		}
+		for _, info := range s.list(f) {
+			if !yield(info, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s memoryStore) list(f filter.Filter) []content.Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []content.Info
+	for k := range s.infos {
+		if info, err := s.infoLocked(k.digest); err == nil && k.namespace == s.scope.Name && f.Match(info.Field) {
+			all = append(all, info)
+		}
+	}
+	slices.SortFunc(all, func(a, b content.Info) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	return all
+}
+
+func (s memoryStore) Delete(ctx context.Context, d digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.infoLocked(d); err != nil {
+		return err
+	}
+	delete(s.infos, infoKey{s.scope.Name, d})
+	if !s.heldLocked(d) {
+		delete(s.bytes, d)
+	}
+	if l, err := s.lookup(ctx); err == nil && l.ID != "" {
+		return s.RemoveMember(ctx, s.scope.Name, l, contentOf(d))
+	}
+	return nil
+}
+
+func (m *Memory) heldLocked(d digest.Digest) bool {
+	for k := range m.infos {
+		if k.digest == d {
+			return true
+		}
+	}
+	return false
+}
+
+func (s memoryStore) Open(_ context.Context, d digest.Digest) (content.Reader, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.infoLocked(d); err != nil {
+		return nil, err
+	}
+	return memoryReader{bytes.NewReader(s.bytes[d])}, nil
+}
+
+type memoryReader struct{ *bytes.Reader }
+
+func (r memoryReader) Close() error { return nil }
+
+// lookup returns the lease of the scope, or none.
+func (s memoryStore) lookup(ctx context.Context) (lease.Ref, error) {
+	if s.scope.Lease == "" {
+		return lease.Ref{}, nil
+	}
+	if s.leases == nil {
+		return lease.Ref{}, fmt.Errorf("lease does not exist: %w", errdefs.ErrNotFound)
+	}
+	return s.leases.Lookup(ctx, s.scope)
+}
+
+// join makes r a resource of l, if that is one.
+func (s memoryStore) join(ctx context.Context, l lease.Ref, r lease.Resource) error {
+	if l.ID == "" {
+		return nil
+	}
+	return s.AddMember(ctx, s.scope.Name, l, r)
+}
+
+func contentOf(d digest.Digest) lease.Resource {
+	return lease.Resource{ID: d.String(), Type: lease.TypeContent}
+}
+
+func ingestOf(ref string) lease.Resource {
+	return lease.Resource{ID: ref, Type: lease.TypeIngests}
+}
+
+func (s memoryStore) Writer(ctx context.Context, o content.WriterOptions) (content.Writer, error) {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	l, err := s.lookup(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := ingestKey{s.scope.Name, o.Ref}
+	held := s.writers[key]
+	if o.Expected != "" {
+		if _, err := s.infoLocked(o.Expected); err == nil {
+			if held == nil {
+				s.forgetLocked(ctx, key, l)
+			}
+			return nil, s.existsLocked(ctx, o.Expected, l)
+		}
+	}
+	if held != nil {
+		return nil, fmt.Errorf("ref %s locked: %w", o.Ref, errdefs.ErrUnavailable)
+	}
+	w := &memoryWriter{memoryStore: s, key: key, options: o, lease: l, ingest: s.ingests[key]}
+	shared, ok := s.bytes[o.Expected]
+	if ok = ok && (o.Total == 0 || o.Total == int64(len(shared))); ok {
+		w.ingest = newIngest(content.WriterOptions{Ref: o.Ref, Total: int64(len(shared)), Expected: o.Expected})
+		w.ingest.bytes, w.ingest.borrowed = shared, true
+	} else if err := w.resumeLocked(ctx); err != nil {
+		return nil, err
+	}
+	s.writers[key] = w
+	return w, nil
+}
+
+// existsLocked is the error for a blob that is there, which joins the lease.
+func (s memoryStore) existsLocked(ctx context.Context, d digest.Digest, l lease.Ref) error {
+	if err := s.join(ctx, l, contentOf(d)); err != nil {
+		return err
+	}
+	return fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
+}
+
+func (s memoryStore) forgetLocked(ctx context.Context, key ingestKey, l lease.Ref) {
+	delete(s.ingests, key)
+	if l.ID != "" {
+		_ = s.RemoveMember(ctx, key.namespace, l, ingestOf(key.ref)) // of memory
+	}
+}
+
+func newIngest(o content.WriterOptions) *ingest {
+	now := time.Now().UTC()
+	return &ingest{status: content.Status{
+		Ref: o.Ref, Total: o.Total, Expected: o.Expected, StartedAt: now, UpdatedAt: now,
+	}}
+}
+
+func (s memoryStore) Status(_ context.Context, ref string) (content.Status, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, ok := s.ingests[ingestKey{s.scope.Name, ref}]
+	if !ok {
+		return content.Status{}, fmt.Errorf("reference %s: %w", ref, errdefs.ErrNotFound)
+	}
+	return i.statusNow(), nil
+}
+
+func (i *ingest) statusNow() content.Status {
+	st := i.status
+	st.Offset = int64(len(i.bytes))
+	return st
+}
+
+func (s memoryStore) ListStatuses(_ context.Context, filters ...string) ([]content.Status, error) {
+	f, err := filter.Parse(filters...)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []content.Status
+	for k, i := range s.ingests {
+		if k.namespace == s.scope.Name && f.Match(i.status.Field) {
+			all = append(all, i.statusNow())
+		}
+	}
+	slices.SortFunc(all, func(a, b content.Status) int { return strings.Compare(a.Ref, b.Ref) })
+	return all, nil
+}
+
+func (s memoryStore) Abort(ctx context.Context, ref string) error {
+	l, _ := s.lookup(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := ingestKey{s.scope.Name, ref}
+	w, open := s.writers[key]
+	if _, ok := s.ingests[key]; !ok && (!open || w.ingest.aborted) {
+		return fmt.Errorf("reference %s: %w", ref, errdefs.ErrNotFound)
+	}
+	if open {
+		w.ingest.aborted = true
+	}
+	s.forgetLocked(ctx, key, l)
+	return nil
+}
+
+// A memoryWriter holds a ref.
+type memoryWriter struct {
+	memoryStore
+	key     ingestKey
+	options content.WriterOptions
+	lease   lease.Ref
+	ingest  *ingest
+	over    bool
+	sum     digest.Digest // once it is over
+}
+
+// resumeLocked finds the ingest, or makes one.
+func (w *memoryWriter) resumeLocked(ctx context.Context) error {
+	if w.ingest == nil || differs(w.ingest.status, w.options) {
+		w.ingest = newIngest(w.options)
+		w.ingests[w.key] = w.ingest
+	}
+	st := &w.ingest.status
+	if w.options.Total != 0 {
+		st.Total = w.options.Total
+	}
+	if w.options.Expected != "" {
+		st.Expected = w.options.Expected
+	}
+	return w.join(ctx, w.lease, ingestOf(w.key.ref))
+}
+
+func differs(st content.Status, o content.WriterOptions) bool {
+	return st.Total != 0 && o.Total != 0 && st.Total != o.Total ||
+		st.Expected != "" && o.Expected != "" && st.Expected != o.Expected
+}
+
+func (w *memoryWriter) usableLocked() error {
+	switch {
+	case w.over:
+		return fmt.Errorf("writer of ref %s is closed: %w", w.key.ref, errdefs.ErrFailedPrecondition)
+	case w.ingest.aborted:
+		return fmt.Errorf("reference %s: %w", w.key.ref, errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+// ownLocked makes the ingest one of its own, if its bytes are another's.
+func (w *memoryWriter) ownLocked() error {
+	if !w.ingest.borrowed {
+		return nil
+	}
+	own := newIngest(w.options)
+	own.bytes = slices.Clone(w.ingest.bytes)
+	w.ingest, w.ingests[w.key] = own, own
+	return w.join(context.Background(), w.lease, ingestOf(w.key.ref))
+}
+
+func (w *memoryWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.usableLocked(); err != nil {
+		return 0, err
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if err := w.ownLocked(); err != nil {
+		return 0, err
+	}
+	w.ingest.bytes = append(w.ingest.bytes, p...)
+	w.ingest.status.UpdatedAt = time.Now().UTC()
+	return len(p), nil
+}
+
+func (w *memoryWriter) Status(context.Context) (content.Status, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.usableLocked(); err != nil {
+		return content.Status{}, err
+	}
+	return w.ingest.statusNow(), nil
+}
+
+func (w *memoryWriter) Digest() digest.Digest {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over {
+		return w.sum
+	}
+	return w.digestLocked(w.options.Expected)
+}
+
+// digestLocked is the digest of the bytes in the algorithm of like.
+func (w *memoryWriter) digestLocked(like digest.Digest) digest.Digest {
+	if like == "" {
+		return digest.Canonical.FromBytes(w.ingest.bytes)
+	}
+	return like.Algorithm().FromBytes(w.ingest.bytes)
+}
+
+func (w *memoryWriter) Truncate(_ context.Context, size int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.usableLocked(); err != nil {
+		return err
+	}
+	offset := int64(len(w.ingest.bytes))
+	if err := content.CheckTruncate(size, offset); err != nil || size == offset {
+		return err
+	}
+	if err := w.ownLocked(); err != nil {
+		return err
+	}
+	w.ingest.bytes = nil
+	w.ingest.status.UpdatedAt = time.Now().UTC()
+	return nil
+}
+
+func (w *memoryWriter) Commit(ctx context.Context, size int64, expected digest.Digest, labels map[string]string) error {
+	defer w.Close()
+	claim, err := content.NewClaim(w.options, size, expected, labels)
+	if err != nil {
+		return err
+	}
+	l, err := w.lookup(ctx)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.usableLocked(); err != nil {
+		return err
+	}
+	d := w.digestLocked(claim.Expected)
+	exists := func(d digest.Digest) bool { _, err := w.infoLocked(d); return err == nil }
+	if claim.Expected != "" && exists(claim.Expected) {
+		d = claim.Expected
+	} else if err := claim.Check(w.key.ref, int64(len(w.ingest.bytes)), d); err != nil {
+		return err
+	}
+	w.forgetLocked(ctx, w.key, l)
+	if exists(d) {
+		return w.existsLocked(ctx, d, l)
+	}
+	now := time.Now().UTC()
+	w.bytes[d] = w.ingest.bytes
+	w.infos[infoKey{w.key.namespace, d}] = content.Info{
+		Digest: d, Size: int64(len(w.ingest.bytes)), CreatedAt: now, UpdatedAt: now, Labels: label.Clean(labels),
+	}
+	w.sum = d
+	return w.join(ctx, l, contentOf(d))
+}
+
+func (w *memoryWriter) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.over {
+		if w.sum == "" {
+			w.sum = w.digestLocked(w.options.Expected)
+		}
+		w.over = true
+		delete(w.writers, w.key)
+	}
+	return nil
+}
