@@ -19,6 +19,7 @@ import (
 // daemons are the recipes, by the daemon's name; each is in a file of its own.
 var daemons = map[string]func(ctx context.Context, log *slog.Logger, args []string) error{
 	suite.Gatewayd: gatewaydMain,
+	suite.Imaged:   imagedMain,
 }
 
 func main() {
