@@ -83,7 +83,7 @@ func (n *Namespace) Create(ctx context.Context, o CreateOptions) (*Container, er
 	if k.mounts, err = n.prepare(ctx, k.Container, r); err != nil {
 		ctx, cancel := clean(ctx)
 		defer cancel()
-		return nil, errors.Join(fmt.Errorf("snapshot of %s: %w", img.Name, err), k.remove(ctx))
+		return nil, errors.Join(fmt.Errorf("snapshot of %s: %w", img.Name, err), k.Remove(ctx))
 	}
 	return k, nil
 }
@@ -406,7 +406,7 @@ func (k *Container) Delete(ctx context.Context, force bool) error {
 	if err := k.removeTask(ctx); err != nil {
 		return err
 	}
-	return k.remove(ctx)
+	return k.Remove(ctx)
 }
 
 func (k *Container) removeTask(ctx context.Context) error {
@@ -416,9 +416,9 @@ func (k *Container) removeTask(ctx context.Context) error {
 	})
 }
 
-// remove removes record and snapshot. A snapshot without its container belongs
+// Remove removes record and snapshot of a container without a task. A snapshot without its container belongs
 // to nobody, so it does not matter which of both is faster.
-func (k *Container) remove(ctx context.Context) error {
+func (k *Container) Remove(ctx context.Context) error {
 	var g errgroup.Group
 	g.Go(func() error {
 		return once(ctx, func(ctx context.Context) error {

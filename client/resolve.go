@@ -2,9 +2,7 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -48,25 +46,11 @@ type source func(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte
 
 // fetch reads a whole blob and checks that it is what d says.
 func fetch(ctx context.Context, blobs content.Blobs, d ocispec.Descriptor, limit int64) ([]byte, error) {
-	if d.Size > limit {
-		return nil, invalid("has %d bytes; at most %d are read", d.Size, limit)
+	b, err := content.ReadAll(ctx, blobs, d.Digest, limit)
+	if err == nil && int64(len(b)) != d.Size {
+		return nil, invalid("has %d bytes where its descriptor says %d", len(b), d.Size)
 	}
-	r, err := blobs.Open(ctx, d.Digest)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	if r.Size() != d.Size {
-		return nil, invalid("has %d bytes where its descriptor says %d", r.Size(), d.Size)
-	}
-	b := make([]byte, d.Size)
-	if n, err := r.ReadAt(b, 0); n < len(b) {
-		return nil, errors.Join(err, io.ErrUnexpectedEOF)
-	}
-	if d.Digest.Algorithm().FromBytes(b) != d.Digest {
-		return nil, fmt.Errorf("has other bytes than its digest says: %w", errdefs.ErrDataLoss)
-	}
-	return b, nil
+	return b, err
 }
 
 // indexDepthMax is how deep indexes may be nested.

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/gantryd/gantry/services/event"
+)
+
+// An eventRow is a line of events.
+type eventRow struct {
+	Time      time.Time       `json:"time"`
+	Namespace string          `json:"namespace"`
+	Topic     string          `json:"topic"`
+	Type      string          `json:"type"`
+	Payload   json.RawMessage `json:"payload,omitempty"`
+	Raw       []byte          `json:"raw,omitempty"` // of a type that nobody here knows
+}
+
+func eventsCommand(n *node) *cobra.Command {
+	var filters []string
+	c := &cobra.Command{
+		Use:   "events",
+		Short: "Follow what happens",
+		Long: `Events prints what happens from now on, in every namespace unless --namespace is
+given, until it is interrupted. Filters have the fields namespace, topic and
+event.<field>.
+
+Fields with -o json, one object a line: time, namespace, topic, type, payload
+(what the event says, as protobuf JSON), raw (the same in base64, of a type that
+is not known).`,
+		Example: `  gantryctl events
+  gantryctl events --filter 'topic~=^/tasks/' -o json`,
+		Args:        cobra.NoArgs,
+		Annotations: endless,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var only string
+			if c.Flags().Changed("namespace") {
+				only = n.namespace
+			}
+			return n.follow(c, filters, only)
+		},
+	}
+	c.Flags().StringArrayVar(&filters, "filter", nil, "only those that `MATCH`, as in topic==/tasks/exit; several are alternatives")
+	return c
+}
+
+// busAway is how long a bus that restarts is waited for.
+const busAway = 30 * time.Second
+
+// follow prints events until ctx ends. It goes on when the bus has restarted.
+func (n *node) follow(c *cobra.Command, filters []string, only string) error {
+	ctx := c.Context()
+	pause := time.NewTicker(200 * time.Millisecond)
+	defer pause.Stop()
+	for began := time.Now(); ; {
+		heard, err := n.followOnce(ctx, c.OutOrStdout(), filters, only)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if heard {
+			fmt.Fprintln(c.ErrOrStderr(), "gantryctl: the bus went away; events may be missing here")
+			began = time.Now()
+		}
+		if !errors.Is(err, errdefs.ErrUnavailable) || time.Since(began) > busAway {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+	}
+}
+
+// followOnce prints events until the subscription ends. It says whether there
+// was one.
+func (n *node) followOnce(ctx context.Context, out io.Writer, filters []string, only string) (bool, error) {
+	events, err := n.client.Events.Subscribe(ctx, event.SubscribeOptions{Filters: filters})
+	if err != nil {
+		return false, err
+	}
+	for e, err := range events {
+		if err != nil {
+			return true, err
+		}
+		if only != "" && e.Namespace != only {
+			continue
+		}
+		if err := printEvent(out, n.output, e); err != nil {
+			return true, err
+		}
+	}
+	return true, nil
+}
+
+func printEvent(out io.Writer, output string, e event.Event) error {
+	r := eventRow{Time: e.Time, Namespace: e.Namespace, Topic: e.Topic, Type: e.Type, Payload: e.JSON, Raw: e.Raw}
+	if output == "json" {
+		return json.NewEncoder(out).Encode(r)
+	}
+	said := string(r.Payload)
+	if len(r.Payload) == 0 {
+		said = fmt.Sprintf("(%s, %d bytes)", r.Type, len(r.Raw))
+	}
+	_, err := fmt.Fprintf(out, "%s %s %-18s %s\n", r.Time.Local().Format("15:04:05.000"), r.Namespace, r.Topic, said)
+	return err
+}

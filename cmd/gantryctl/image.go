@@ -1,0 +1,174 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/services/image"
+	"github.com/gantryd/gantry/services/namespace"
+)
+
+func imageCommand(n *node) *cobra.Command {
+	c := &cobra.Command{Use: "image", Short: "Images"}
+	c.AddCommand(imageImport(n), imageLs(n), imageRm(n))
+	return c
+}
+
+// An imageRow is a row of image ls, and what image import prints.
+type imageRow struct {
+	Name      string            `json:"name"`
+	Digest    string            `json:"digest"`
+	MediaType string            `json:"media_type"`
+	CreatedAt time.Time         `json:"created_at"`
+	UpdatedAt time.Time         `json:"updated_at"`
+	Labels    map[string]string `json:"labels,omitempty"`
+}
+
+func newImageRow(i image.Image) imageRow {
+	return imageRow{
+		Name: i.Name, Digest: i.Target.Digest.String(), MediaType: i.Target.MediaType,
+		CreatedAt: i.CreatedAt, UpdatedAt: i.UpdatedAt, Labels: i.Labels,
+	}
+}
+
+func imageImport(n *node) *cobra.Command {
+	var name string
+	var noUnpack bool
+	c := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Import images from an archive",
+		Long: `Import reads an archive of images: an OCI layout in a tar file, or what docker
+save writes; plain, or compressed by gzip or zstd. FILE - is standard input.
+
+With --name the archive has one image, which gets that name; an image that had
+it is replaced. Without, the images get the names that the archive gives them,
+and none of these replaces an image that is here.
+
+An archive that is damaged in any way changes nothing.`,
+		Example: `  gantryctl image import demo.tar
+  docker save alpine | gantryctl image import --name alpine:3 -`,
+		Args:        cobra.ExactArgs(1),
+		Annotations: endless,
+		RunE: func(c *cobra.Command, args []string) error {
+			in := c.InOrStdin()
+			if args[0] != "-" {
+				f, err := os.Open(args[0])
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			}
+			images, err := n.importImages(c, in, client.ImportOptions{Name: name, OwnNames: name == ""}, !noUnpack)
+			switch {
+			case errors.Is(err, errdefs.ErrAlreadyExists), err != nil && name == "" && errors.Is(err, errdefs.ErrInvalidArgument):
+				return fmt.Errorf("import %s: %w; --name NAME says what to call the image", args[0], err)
+			case err != nil:
+				return fmt.Errorf("import %s: %w", args[0], err)
+			}
+			var rows []imageRow
+			for _, i := range images {
+				rows = append(rows, newImageRow(i))
+			}
+			return show(c.OutOrStdout(), n.output, []string{"NAME", "DIGEST"}, rows,
+				func(r imageRow) []string { return []string{r.Name, r.Digest} })
+		},
+	}
+	c.Flags().StringVar(&name, "name", "", "call the image `NAME`")
+	c.Flags().BoolVar(&noUnpack, "no-unpack", false, "leave unpacking to the first run")
+	return c
+}
+
+func (n *node) importImages(c *cobra.Command, in io.Reader, o client.ImportOptions, unpack bool) ([]image.Image, error) {
+	ctx := c.Context()
+	images, err := n.in().Import(ctx, in, o)
+	if err != nil || !unpack {
+		return images, err
+	}
+	info, err := n.client.Namespaces.Get(ctx, n.namespace)
+	if err != nil {
+		return images, err
+	}
+	snapshotter := info.Labels[namespace.LabelSnapshotter]
+	if snapshotter == "" {
+		snapshotter = client.SnapshotterDefault
+	}
+	for _, i := range images {
+		r, err := n.in().Resolve(ctx, i.Target)
+		if err != nil {
+			return images, err
+		}
+		if _, err := n.in().Unpack(ctx, r, snapshotter); err != nil {
+			return images, fmt.Errorf("unpack %s: %w", i.Name, err)
+		}
+	}
+	return images, nil
+}
+
+func imageLs(n *node) *cobra.Command {
+	var filters []string
+	c := &cobra.Command{
+		Use:   "ls",
+		Short: "List images",
+		Long: `Ls lists the images of the namespace.
+
+Fields with -o json: name, digest, media_type, created_at, updated_at, labels.`,
+		Example: `  gantryctl image ls
+  gantryctl image ls --filter 'name~=^demo'`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			images, err := n.client.Images.In(namespace.Scope{Name: n.namespace}).List(c.Context(), filters...)
+			if err != nil {
+				return err
+			}
+			var rows []imageRow
+			for _, i := range images {
+				rows = append(rows, newImageRow(i))
+			}
+			now := time.Now()
+			return show(c.OutOrStdout(), n.output, []string{"NAME", "DIGEST", "UPDATED"}, rows,
+				func(r imageRow) []string { return []string{r.Name, r.Digest, since(r.UpdatedAt, now)} })
+		},
+	}
+	c.Flags().StringArrayVar(&filters, "filter", nil, "only those that `MATCH`, as in name==demo:latest; several are alternatives")
+	return c
+}
+
+func imageRm(n *node) *cobra.Command {
+	return &cobra.Command{
+		Use:     "rm NAME…",
+		Aliases: []string{"remove"},
+		Short:   "Remove images",
+		Long: `Rm removes names. What they named stays for containers that use it, and for the
+other names of the same image.`,
+		Example:           `  gantryctl image rm demo:latest`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: n.completeImages,
+		RunE: func(c *cobra.Command, args []string) error {
+			store := n.client.Images.In(namespace.Scope{Name: n.namespace})
+			return each(args, func(name string) error {
+				if err := store.Delete(c.Context(), name, image.DeleteOptions{}); err != nil {
+					return err
+				}
+				fmt.Fprintln(c.OutOrStdout(), name)
+				return nil
+			})
+		},
+	}
+}
+
+// each calls f with every name, also when it failed with one before.
+func each(names []string, f func(name string) error) error {
+	var errs []error
+	for _, name := range names {
+		errs = append(errs, f(name))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,70 @@
+// Gantryctl is the operator's tool: it runs the suite, asks it, and runs
+// containers with it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/gantryd/gantry/client"
+)
+
+// Exit codes besides 0. Run and exec exit as their program does, and with
+// exitStart if it could not be started.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+	exitStart  = 125
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run exists because os.Exit skips what is deferred.
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	n := &node{
+		dial:     client.Dial,
+		ask:      askDaemon,
+		getenv:   os.Getenv,
+		unnotify: stop,
+	}
+	defer n.close()
+	root := rootCommand(n)
+	root.SetArgs(args)
+	root.SetIn(os.Stdin)
+	root.SetOut(os.Stdout)
+	root.SetErr(os.Stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var exit exitError
+	if !errors.As(err, &exit) {
+		exit = exitError{code: exitFailed, err: err}
+	}
+	if exit.err != nil {
+		fmt.Fprintln(os.Stderr, "gantryctl: "+n.explain(exit.err))
+	}
+	return exit.code
+}
+
+// An exitError ends gantryctl with a code of its own. Without err it says
+// nothing.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e exitError) Unwrap() error { return e.err }

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/services/suite"
+)
+
+// node is what the commands may reach, and what the flags of all of them say.
+// Tests fill it with stores in memory.
+type node struct {
+	client *client.Client // made by dial unless a test has set it
+
+	dial     func(address string) (*client.Client, error)
+	ask      func(ctx context.Context, socket string) (answer, error)
+	getenv   func(string) string
+	unnotify func() // gives SIGINT and SIGTERM back, for commands that pass them on
+
+	address, sockets, namespace, output string
+	timeout                             time.Duration
+	cancel                              context.CancelFunc // of the timeout
+}
+
+// in returns the namespace that the flags name.
+func (n *node) in() *client.Namespace { return n.client.In(n.namespace) }
+
+func (n *node) close() {
+	if n.cancel != nil {
+		n.cancel()
+	}
+	if n.client != nil {
+		n.client.Close()
+	}
+}
+
+// endless marks a command that goes on until it is told to stop: the timeout is
+// not for it.
+var endless = map[string]string{"endless": "yes"}
+
+func rootCommand(n *node) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "gantryctl",
+		Short: "Run containers with gantry, and look after it",
+		Long: `Gantryctl runs the suite (up), asks it (status, ps, events), and runs
+containers with it (image import, run, exec, stop, rm).
+
+Exit codes: 0 is success, 1 is failure, 2 is a command that makes no sense. Run
+and exec exit with the code of their program, or with 125 if it could not be
+started. Status exits with 1 if a daemon is down.
+
+With -o json every list is one JSON array, and events are one object a line; the
+names of their fields stay as they are.
+
+The variables GANTRY_ADDRESS, GANTRY_SOCKETS and GANTRY_NAMESPACE stand for the
+flags of these names.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	f := c.PersistentFlags()
+	f.StringVar(&n.address, "address", n.env("GANTRY_ADDRESS", suite.Address), "`socket` of the suite's public door")
+	f.StringVar(&n.sockets, "sockets", n.env("GANTRY_SOCKETS", suite.Sockets), "`directory` of the daemons' own sockets, for status")
+	f.StringVarP(&n.namespace, "namespace", "n", n.env("GANTRY_NAMESPACE", "default"), "`namespace` to work in")
+	f.StringVarP(&n.output, "output", "o", "table", "`form` of what is printed: table or json")
+	f.DurationVar(&n.timeout, "timeout", time.Minute, "give up after this `time`; not for what goes on until it is stopped")
+	c.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return n.prepare(c) }
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })
+	c.AddCommand(
+		runCommand(n), execCommand(n), psCommand(n), stopCommand(n), rmCommand(n),
+		imageCommand(n), eventsCommand(n),
+		upCommand(n), demoCommand(n), statusCommand(n), peersCommand(n), versionCommand(n),
+	)
+	for _, sub := range c.Commands() {
+		checkArgs(sub)
+	}
+	return c
+}
+
+func (n *node) env(key, otherwise string) string {
+	if v := n.getenv(key); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// prepare checks the flags of every command and makes the client.
+func (n *node) prepare(c *cobra.Command) error {
+	if !slices.Contains([]string{"table", "json"}, n.output) {
+		return usage(c, fmt.Errorf("--output %s: want table or json", n.output))
+	}
+	// Sockets are given to daemons and to the kernel, which know no other
+	// working directory.
+	for _, p := range []*string{&n.address, &n.sockets} {
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return err
+		}
+		*p = abs
+	}
+	if n.timeout > 0 && c.Annotations["endless"] == "" {
+		var ctx context.Context
+		ctx, n.cancel = context.WithTimeout(c.Context(), n.timeout)
+		c.SetContext(ctx)
+	}
+	if n.client == nil {
+		var err error
+		n.client, err = n.dial(n.address)
+		return err
+	}
+	return nil
+}
+
+// usage says how a command is called where it was called wrongly.
+func usage(c *cobra.Command, err error) error {
+	return exitError{code: exitUsage, err: fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
+}
+
+// checkArgs makes wrong arguments an error of usage.
+func checkArgs(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return usage(c, err)
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		checkArgs(sub)
+	}
+}
+
+// explain is one line about err: what, why, and what to do next.
+func (n *node) explain(err error) string {
+	text := strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' }), "; ")
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return text + "; --timeout gives it longer"
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	case errors.Is(err, errdefs.ErrUnavailable):
+		return text + "; " + n.whyAway()
+	case errors.Is(err, errdefs.ErrPermissionDenied):
+		return text + "; root and the members of group gantry may"
+	}
+	return text
+}
+
+// whyAway looks at the public door for the reason why nobody answers.
+func (n *node) whyAway() string {
+	c, err := net.DialTimeout("unix", n.address, time.Second)
+	switch {
+	case err == nil:
+		c.Close()
+		return "gantryctl status says which daemon is down"
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return "is the suite running? start it with: gantryctl --address " + n.address + " up"
+	case errors.Is(err, os.ErrPermission):
+		return "the socket is for root and group gantry"
+	}
+	return err.Error()
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/spf13/cobra"
+
+	"github.com/gantryd/gantry/client"
+)
+
+// programFlags are what run and exec say about a program.
+type programFlags struct {
+	terminal    bool
+	interactive bool
+	env         []string
+	cwd         string
+	user        string
+}
+
+func (f *programFlags) add(c *cobra.Command) {
+	c.Flags().BoolVarP(&f.terminal, "tty", "t", false, "give it a terminal, this one")
+	c.Flags().BoolVarP(&f.interactive, "interactive", "i", false, "give it this standard input")
+	c.Flags().StringArrayVarP(&f.env, "env", "e", nil, "set `KEY=VALUE`, or KEY to what it is here")
+	c.Flags().StringVarP(&f.cwd, "workdir", "w", "", "start in this `directory` of the container")
+	c.Flags().StringVarP(&f.user, "user", "u", "", "run as this `user`, in numbers: uid or uid:gid")
+	// What follows the image or the container is the program's.
+	c.Flags().SetInterspersed(false)
+}
+
+func (f *programFlags) program(n *node, args []string) client.Program {
+	p := client.Program{Args: args, Cwd: f.cwd, User: f.user, Terminal: f.terminal}
+	for _, e := range f.env {
+		if !strings.Contains(e, "=") {
+			e += "=" + n.getenv(e)
+		}
+		p.Env = append(p.Env, e)
+	}
+	return p
+}
+
+type runFlags struct {
+	programFlags
+	detach   bool
+	remove   bool
+	name     string
+	mounts   []string
+	labels   []string
+	readOnly bool
+	hostNet  bool
+	runtime  string
+}
+
+func runCommand(n *node) *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use:   "run IMAGE [COMMAND…]",
+		Short: "Run a command in a new container",
+		Long: `Run makes a container from an image and runs a command in it, the image's own
+unless another is given. It waits for its end, passes signals on, and exits with
+its code, or with 125 if it could not be started. The third interrupt kills.
+
+The container has namespaces of its own and an empty network, a short list of
+capabilities, and no seccomp profile yet. Nothing keeps the output of a detached
+container yet.`,
+		Example: `  gantryctl run --rm demo
+  gantryctl run --rm -t demo /bin/sh
+  gantryctl run -d --name web demo /bin/counter
+  gantryctl run --rm --mount /srv/data:/data:ro demo /bin/ls /data`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: n.completeImage,
+		Annotations:       endless,
+		RunE: func(c *cobra.Command, args []string) error {
+			return f.run(c, n, args[0], args[1:])
+		},
+	}
+	f.add(c)
+	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "print the container's name and do not wait")
+	c.Flags().BoolVar(&f.remove, "rm", false, "remove the container when it has ended")
+	c.Flags().StringVar(&f.name, "name", "", "call the container `NAME`")
+	c.Flags().StringArrayVar(&f.mounts, "mount", nil, "mount a directory or file of the node: `SOURCE:TARGET[:ro]`")
+	c.Flags().StringArrayVarP(&f.labels, "label", "l", nil, "give the container a label `KEY=VALUE`")
+	c.Flags().BoolVar(&f.readOnly, "read-only", false, "let nothing be written to the image's files")
+	c.Flags().BoolVar(&f.hostNet, "host-net", false, "use the node's network")
+	c.Flags().StringVar(&f.runtime, "runtime", "", "run it with this `runtime` instead of the namespace's")
+	return c
+}
+
+func (f *runFlags) options(n *node, image string, args []string) (client.CreateOptions, error) {
+	o := client.CreateOptions{
+		ID:       f.name,
+		Image:    image,
+		Program:  f.program(n, args),
+		Labels:   map[string]string{},
+		ReadOnly: f.readOnly,
+		HostNet:  f.hostNet,
+		Runtime:  f.runtime,
+	}
+	for _, l := range f.labels {
+		key, value, ok := strings.Cut(l, "=")
+		if !ok {
+			return o, fmt.Errorf("--label %s: want KEY=VALUE", l)
+		}
+		o.Labels[key] = value
+	}
+	for _, m := range f.mounts {
+		parts := strings.Split(m, ":")
+		if len(parts) < 2 || len(parts) > 3 || len(parts) == 3 && !slices.Contains([]string{"ro", "rw"}, parts[2]) {
+			return o, fmt.Errorf("--mount %s: want SOURCE:TARGET or SOURCE:TARGET:ro", m)
+		}
+		options := []string{"rbind", "rprivate", "rw"}
+		if len(parts) == 3 {
+			options[2] = parts[2]
+		}
+		o.Mounts = append(o.Mounts, specs.Mount{Type: "bind", Source: parts[0], Destination: parts[1], Options: options})
+	}
+	return o, nil
+}
+
+func (f *runFlags) run(c *cobra.Command, n *node, image string, args []string) error {
+	ctx := c.Context()
+	o, err := f.options(n, image, args)
+	if err != nil {
+		return usage(c, err)
+	}
+	if f.detach && (f.interactive || f.remove) {
+		return usage(c, errors.New("--detach does not go with --interactive or --rm"))
+	}
+	tty, err := f.streams(c)
+	if err != nil {
+		return usage(c, err)
+	}
+	defer tty.restore()
+	if f.detach {
+		tty.Streams = client.Streams{Terminal: f.terminal}
+	}
+	k, err := n.in().Create(ctx, o)
+	if err != nil {
+		return startError(ctx, image, err)
+	}
+	p, err := k.Start(ctx, tty.Streams)
+	if err != nil {
+		ctx := context.WithoutCancel(ctx)
+		return startError(ctx, k.ID, errors.Join(err, k.Delete(ctx, false)))
+	}
+	if f.detach {
+		p.Close()
+		_, err := fmt.Fprintln(c.OutOrStdout(), k.ID)
+		return err
+	}
+	status, err := tty.attend(n, p)
+	if err != nil {
+		return startError(ctx, k.ID, err)
+	}
+	// An interrupt is no reason to leave anything behind.
+	ctx = context.WithoutCancel(ctx)
+	if err := p.Delete(ctx); err != nil {
+		return startError(ctx, k.ID, err)
+	}
+	if f.remove {
+		if err := k.Remove(ctx); err != nil {
+			return startError(ctx, k.ID, err)
+		}
+	}
+	return exitWith(status)
+}
+
+// exitWith ends gantryctl as a program did.
+func exitWith(status uint32) error {
+	if status == 0 {
+		return nil
+	}
+	return exitError{code: int(status)}
+}
+
+// startError is about a program that could not be started or waited for, which
+// has no code of its own.
+func startError(ctx context.Context, what string, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case errors.Is(err, errdefs.ErrNotFound):
+		err = fmt.Errorf("%s: %w; gantryctl image ls and ps show what there is", what, err)
+	case errors.Is(err, errdefs.ErrAlreadyExists):
+		err = fmt.Errorf("%s: %w; gantryctl rm removes it", what, err)
+	default:
+		err = fmt.Errorf("%s: %w", what, err)
+	}
+	return exitError{code: exitStart, err: err}
+}
