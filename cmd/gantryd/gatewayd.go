@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"strconv"
@@ -34,41 +35,19 @@ func gatewaydMain(ctx context.Context, log *slog.Logger, args []string) error {
 	if err := daemon.Configure(&cfg, suite.Gatewayd, args, log); err != nil {
 		return err
 	}
+	behind, err := dialDaemons(cfg)
+	if err != nil {
+		return err
+	}
+	defer behind.Close()
 	plugins := gatewayPlugins(cfg.Address)
-	needs := gatewayd.Needs{
-		Daemons:  map[string]suite.Describer{},
+	gateway, err := gatewayd.Open(cfg.Config, gatewayd.Needs{
+		Daemons:  behind.describers,
 		Plugins:  plugins,
 		Version:  daemon.Version(),
 		Revision: daemon.Revision(),
 		Log:      log,
-	}
-	hs := health.NewServer()
-	backends := map[string]*rpc.Backend{} // by service
-	var works []func(context.Context) error
-	for _, d := range suite.Daemons {
-		if d.Name == suite.Gatewayd {
-			continue
-		}
-		socket := suite.Socket(cfg.Sockets, d.Name)
-		conn, err := rpc.Dial(socket)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		needs.Daemons[d.Name] = suiterpc.NewClient(conn)
-		b, err := rpc.DialBackend(d.Name, socket, cfg.Hold())
-		if err != nil {
-			return err
-		}
-		defer b.Close()
-		for _, service := range d.Public {
-			backends[service] = b
-		}
-		works = append(works, func(ctx context.Context) error {
-			return b.Watch(ctx, func(up bool) { tellHealth(hs, d.Public, up) })
-		})
-	}
-	gateway, err := gatewayd.Open(cfg.Config, needs)
+	})
 	if err != nil {
 		return err
 	}
@@ -77,7 +56,7 @@ func gatewaydMain(ctx context.Context, log *slog.Logger, args []string) error {
 		return err
 	}
 	srv := rpc.NewServer(suite.Gatewayd, log, append(
-		rpc.PassThrough(func(service string) *rpc.Backend { return backends[service] }, gatewayd.Away),
+		rpc.PassThrough(behind.route, gatewayd.Away),
 		rpc.WithOperators(cfg.Group))...)
 	noderpc.Register(srv, gateway)
 	return daemon.Serve(ctx, daemon.Serving{
@@ -86,9 +65,60 @@ func gatewaydMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Server:    srv,
 		Listeners: listeners,
 		Plugins:   plugins,
-		Health:    hs,
+		Health:    behind.health,
 		Log:       log,
-	}, works...)
+	}, behind.watches...)
+}
+
+// behind are the daemons behind the door.
+type behind struct {
+	health     *health.Server             // says of each service whether its daemon is up
+	describers map[string]suite.Describer // by daemon
+	backends   map[string]*rpc.Backend    // by service
+	watches    []func(context.Context) error
+	closers    []io.Closer
+}
+
+func dialDaemons(cfg gatewaydConfig) (behind, error) {
+	b := behind{
+		health:     health.NewServer(),
+		describers: map[string]suite.Describer{},
+		backends:   map[string]*rpc.Backend{},
+	}
+	for _, d := range suite.Daemons {
+		if d.Name == suite.Gatewayd {
+			continue
+		}
+		socket := suite.Socket(cfg.Sockets, d.Name)
+		conn, err := rpc.Dial(socket)
+		if err != nil {
+			b.Close()
+			return behind{}, err
+		}
+		b.closers = append(b.closers, conn)
+		b.describers[d.Name] = suiterpc.NewClient(conn)
+		backend, err := rpc.DialBackend(d.Name, socket, cfg.Hold())
+		if err != nil {
+			b.Close()
+			return behind{}, err
+		}
+		b.closers = append(b.closers, backend)
+		for _, service := range d.Public {
+			b.backends[service] = backend
+		}
+		b.watches = append(b.watches, func(ctx context.Context) error {
+			return backend.Watch(ctx, func(up bool) { tellHealth(b.health, d.Public, up) })
+		})
+	}
+	return b, nil
+}
+
+func (b behind) route(service string) *rpc.Backend { return b.backends[service] }
+
+func (b behind) Close() {
+	for _, c := range b.closers {
+		c.Close()
+	}
 }
 
 // gatewayListeners opens the door's sockets, and the one that every daemon has.
