@@ -67,7 +67,7 @@ func Open(cfg Config, needs Needs) (_ *Bus, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
 	}
-	b.server.SetLoggerV2(logger{b.log}, false, false, false)
+	b.server.SetLoggerV2(&logger{log: b.log}, false, false, false)
 	b.server.Start()
 	if !b.server.ReadyForConnections(openTime) || !b.server.JetStreamEnabled() {
 		return nil, fmt.Errorf("event stream %s did not open: %w", cfg.Root, errdefs.ErrInternal)
@@ -83,11 +83,13 @@ func Open(cfg Config, needs Needs) (_ *Bus, err error) {
 
 func (b *Bus) options() *server.Options {
 	return &server.Options{
-		ServerName:         "gantry",
-		DontListen:         true,
-		NoSigs:             true, // signals belong to main
-		NoSystemAccount:    true,
-		Users:              b.roles.users(),
+		ServerName:      "gantry",
+		DontListen:      true,
+		NoSigs:          true, // signals belong to main
+		NoSystemAccount: true,
+
+		CustomClientAuthentication: b.roles,
+
 		MaxConn:            connectionsMax + 8,
 		MaxPayload:         messageMax,
 		MaxPending:         pendingMax,

@@ -2,9 +2,11 @@ package eventbus
 
 import (
 	"crypto/rand"
+	"crypto/subtle"
 	"os"
 	"os/user"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
@@ -60,38 +62,45 @@ func (r roles) of(uid uint32) string {
 	return rolePlugin
 }
 
-// users are the roles as the server knows them.
-func (r roles) users() []*server.User {
-	users := []*server.User{
-		{Username: roleBus, Password: r.secrets[roleBus]},
-		{Username: roleOperator, Password: r.secrets[roleOperator], Permissions: &server.Permissions{
+// Check lets a connection in under the role whose secret it has. It implements
+// the server's interface for that.
+func (r roles) Check(c server.ClientAuthentication) bool {
+	role, given := c.GetOpts().Username, c.GetOpts().Password
+	secret, ok := r.secrets[role]
+	if !ok || subtle.ConstantTimeCompare([]byte(given), []byte(secret)) == 0 {
+		return false
+	}
+	c.RegisterUser(&server.User{Username: role, Permissions: r.permissions(role)})
+	return true
+}
+
+// permissions are what a role may publish and subscribe to.
+func (r roles) permissions(role string) *server.Permissions {
+	switch role {
+	case roleBus:
+		return nil
+	case roleOperator:
+		return &server.Permissions{
 			Publish: &server.SubjectPermission{Allow: []string{
 				"gantry.v1.>",
 				"$JS.API.INFO", "$JS.API.STREAM.INFO." + eventnats.Stream,
-				// Consumers without a name of their own, which end with
-				// their reader. One could write elsewhere by them, as
-				// root can anyway.
+				// Consumers that end with their reader. One could write
+				// elsewhere by them, as root can anyway.
 				"$JS.API.CONSUMER.*." + eventnats.Stream + ".>", "$JS.API.CONSUMER.MSG.NEXT." + eventnats.Stream + ".>",
 				"$JS.API.DIRECT.GET." + eventnats.Stream + ".>", "$JS.FC.>",
 			}},
-			Subscribe: &server.SubjectPermission{Allow: []string{"gantry.v1.>", "_INBOX.>"}},
-		}},
-		{Username: rolePlugin, Password: r.secrets[rolePlugin], Permissions: &server.Permissions{
-			Publish:   &server.SubjectPermission{Deny: []string{">"}},
-			Subscribe: allowed(r.plugins),
-		}},
-	}
-	for _, d := range suite.Daemons {
-		var publish []string
-		for _, noun := range nouns[d.Name] {
-			publish = append(publish, "gantry.v1.*."+noun+".>")
+			Subscribe: allowed([]string{"gantry.v1.>", "_INBOX.>"}),
+			Response:  &server.ResponsePermission{MaxMsgs: 1, Expires: time.Minute},
 		}
-		users = append(users, &server.User{Username: d.Name, Password: r.secrets[d.Name], Permissions: &server.Permissions{
-			Publish:   allowed(publish),
-			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}}, // the acknowledgements
-		}})
+	case rolePlugin:
+		return &server.Permissions{Publish: allowed(nil), Subscribe: allowed(r.plugins)}
 	}
-	return users
+	var publish []string
+	for _, noun := range nouns[role] {
+		publish = append(publish, "gantry.v1.*."+noun+".>")
+	}
+	// What it subscribes to is the acknowledgements.
+	return &server.Permissions{Publish: allowed(publish), Subscribe: allowed([]string{"_INBOX.>"})}
 }
 
 // allowed allows the subjects and nothing else; an empty list of the server's

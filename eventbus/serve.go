@@ -24,10 +24,10 @@ const (
 // ServeNATS serves NATS on a unix socket until ctx ends. It is a work of the
 // daemon; it closes lis.
 func (b *Bus) ServeNATS(ctx context.Context, lis net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(ctx, func() { lis.Close() })
 	defer stop()
 	defer lis.Close()
-	ctx, cancel := context.WithCancel(ctx)
 	var connections sync.WaitGroup
 	defer connections.Wait()
 	defer cancel()

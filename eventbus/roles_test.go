@@ -1,0 +1,234 @@
+package eventbus
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/nats-io/nats.go"
+
+	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/suite"
+)
+
+// openAs opens a bus to which this process is somebody in a role.
+func openAs(t *testing.T, role string) (socket string, b *Bus) {
+	t.Helper()
+	cfg := Default()
+	cfg.Root = filepath.Join(t.TempDir(), "eventbus")
+	b, err := Open(cfg, Needs{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.roles.byUID[uint32(os.Geteuid())] = role
+	socket = filepath.Join(t.TempDir(), "nats.sock")
+	lis, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- b.ServeNATS(ctx, lis) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != context.Canceled {
+			t.Errorf("ServeNATS: %v", err)
+		}
+		if err := b.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return socket, b
+}
+
+type dialer string
+
+func (d dialer) Dial(string, string) (net.Conn, error) { return net.Dial("unix", string(d)) }
+
+// A client of any NATS library, and what the server said no to.
+type client struct {
+	*nats.Conn
+	refused chan error
+}
+
+func connect(t *testing.T, socket string, o ...nats.Option) client {
+	t.Helper()
+	c := client{refused: make(chan error, 16)}
+	nc, err := nats.Connect("nats://gantry", append(o, nats.SetCustomDialer(dialer(socket)),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.refused <- err }))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	c.Conn = nc
+	return c
+}
+
+// isRefused says whether the server refuses what do does.
+func (c client) isRefused(t *testing.T, do func() error) bool {
+	t.Helper()
+	if err := do(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-c.refused:
+		if !errors.Is(err, nats.ErrPermissionViolation) {
+			t.Fatalf("refused with %v", err)
+		}
+		return true
+	case <-time.After(20 * time.Millisecond): // the answer came before that of Flush
+		return false
+	}
+}
+
+func lastSequence(t *testing.T, b *Bus) uint64 {
+	t.Helper()
+	_, from, err := b.stream.Begin(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return from - 1
+}
+
+func TestRolesMayDoNoMoreThanTheirs(t *testing.T) {
+	for _, c := range []struct {
+		role      string
+		publish   []string
+		subscribe []string
+	}{
+		{rolePlugin, nil, []string{"gantry.v1.>", "gantry.v1.*.tasks.>"}},
+		{suite.Contentd, []string{"gantry.v1.one.content.create"}, []string{"_INBOX.x"}},
+		{suite.Imaged, []string{"gantry.v1.one.images.create", "gantry.v1.one.namespaces.delete"}, []string{"_INBOX.x"}},
+		{suite.Taskd, []string{"gantry.v1.a%2Eb.tasks.exit", "gantry.v1.one.containers.create"}, []string{"_INBOX.x"}},
+		{suite.Gatewayd, nil, []string{"_INBOX.x"}},
+		{roleOperator, []string{"gantry.v1.one.tasks.exit", "gantry.v1.gate.network", "$JS.API.STREAM.INFO.EVENTS"}, []string{"gantry.v1.>", "_INBOX.x"}},
+	} {
+		t.Run(c.role, func(t *testing.T) {
+			socket, b := openAs(t, c.role)
+			nc := connect(t, socket)
+			for _, s := range c.publish {
+				if nc.isRefused(t, func() error { return nc.Publish(s, nil) }) {
+					t.Errorf("publish to %s is refused", s)
+				}
+			}
+			for _, s := range c.subscribe {
+				if nc.isRefused(t, func() error { _, err := nc.SubscribeSync(s); return err }) {
+					t.Errorf("subscribe to %s is refused", s)
+				}
+			}
+			before := lastSequence(t, b)
+			for _, s := range []string{
+				"gantry.v1.one.plugins.x", "gantry.v1.one.tasks.exit", "gantry.v1.one.content.create", "gantry.v1.gate.network",
+				"$JS.API.STREAM.INFO.EVENTS", "$JS.API.STREAM.CREATE.MINE", "$JS.API.STREAM.DELETE.EVENTS", "$JS.API.STREAM.PURGE.EVENTS",
+				"$JS.API.STREAM.UPDATE.EVENTS", "$JS.API.STREAM.MSG.DELETE.EVENTS", "$JS.API.CONSUMER.CREATE.EVENTS.x",
+				"$JS.API.CONSUMER.MSG.NEXT.EVENTS.x", "$SYS.REQ.SERVER.PING", "_INBOX.other", "anything",
+			} {
+				if c.role == roleOperator && (strings.HasPrefix(s, "gantry.v1.") || strings.HasPrefix(s, "$JS.API.CONSUMER.") || strings.HasPrefix(s, "$JS.API.STREAM.INFO")) ||
+					strings.Contains(strings.Join(c.publish, " ")+" ", s+" ") || c.role == suite.Taskd && s == "gantry.v1.one.tasks.exit" {
+					continue
+				}
+				if !nc.isRefused(t, func() error { return nc.Publish(s, []byte("x")) }) {
+					t.Errorf("publish to %s is not refused", s)
+				}
+			}
+			if got := lastSequence(t, b); got != before {
+				t.Errorf("the stream has %d messages more", got-before)
+			}
+			for _, s := range []string{">", "$JS.>", "$SYS.>", "gantry.>", "$JS.API.>"} {
+				if !nc.isRefused(t, func() error { _, err := nc.SubscribeSync(s); return err }) {
+					t.Errorf("subscribe to %s is not refused", s)
+				}
+			}
+		})
+	}
+}
+
+func TestAPeerCannotSayThatItIsSomebodyElse(t *testing.T) {
+	socket, b := openAs(t, rolePlugin)
+	for name, o := range map[string]nats.Option{
+		"user":       nats.UserInfo(roleBus, ""),
+		"old secret": nats.UserInfo(roleBus, "x"),
+		"token":      nats.Token("x"),
+	} {
+		nc := connect(t, socket, o)
+		if !nc.isRefused(t, func() error { return nc.Publish("gantry.v1.one.tasks.exit", nil) }) {
+			t.Errorf("%s: publish is not refused", name)
+		}
+	}
+	for name, lines := range map[string]string{
+		"twice, in capitals":      `CONNECT {"USER":"bus","User":"operator","pass":"x","verbose":false}` + "\r\nPUB gantry.v1.one.tasks.exit 1\r\nx\r\n",
+		"another greeting":        "CONNECT {\"verbose\":false}\r\nCONNECT {\"user\":\"bus\",\"pass\":\"\"}\r\nPUB gantry.v1.one.tasks.exit 1\r\nx\r\n",
+		"none":                    "PUB gantry.v1.one.tasks.exit 1\r\nx\r\n",
+		"not JSON":                "CONNECT bus\r\nPUB gantry.v1.one.tasks.exit 1\r\nx\r\n",
+		"more than a line":        "CONNECT " + strings.Repeat(" ", 5000) + "{}\r\n",
+		"a line within the name":  "CONNECT {\"name\":\"a\\r\\nCONNECT {}\"}\r\nPUB gantry.v1.one.tasks.exit 1\r\nx\r\n",
+		"another account's":       "CONNECT {\"account\":\"$SYS\",\"new_account\":true}\r\nPUB gantry.v1.one.tasks.exit 1\r\nx\r\n",
+		"a route's":               "INFO {}\r\nCONNECT {}\r\n",
+		"a subject with a header": "CONNECT {\"headers\":true}\r\nHPUB gantry.v1.one.tasks.exit 12 13\r\nNATS/1.0\r\n\r\nx\r\n",
+	} {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Write([]byte(lines + "PING\r\n"))
+		var said strings.Builder
+		buf := make([]byte, 4096)
+		for {
+			n, err := conn.Read(buf)
+			said.Write(buf[:n])
+			if err != nil || strings.Contains(said.String(), "PONG") {
+				break
+			}
+		}
+		conn.Close()
+		if strings.Contains(said.String(), b.roles.secrets[rolePlugin]) {
+			t.Errorf("%s: the peer was told its secret", name)
+		}
+	}
+	if got := lastSequence(t, b); got != 0 {
+		t.Errorf("the stream has %d messages", got)
+	}
+}
+
+// A refusal is an error of the call, not its deadline.
+func TestARefusedCallIsPermissionDenied(t *testing.T) {
+	socket, _ := openAs(t, suite.Contentd)
+	b, err := eventnats.Dial(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	own, foreign := event.New("one", time.Now(), event.ContentDelete{Digest: "d"}), event.New("one", time.Now(), event.ContainerDelete{ID: "c"})
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if err = b.Publish(t.Context(), own); err == nil || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil {
+		t.Errorf("Publish of its own: %v", err)
+	}
+	began := time.Now()
+	if err := b.Publish(t.Context(), foreign); !errors.Is(err, errdefs.ErrPermissionDenied) {
+		t.Errorf("Publish of another's: %v", err)
+	}
+	if _, err := b.Subscribe(t.Context(), event.SubscribeOptions{}); !errors.Is(err, errdefs.ErrPermissionDenied) {
+		t.Errorf("Subscribe: %v", err)
+	}
+	if d := time.Since(began); d > time.Second {
+		t.Errorf("it took %v to say no", d)
+	}
+}
