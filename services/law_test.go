@@ -148,7 +148,7 @@ func TestLawHasNoIdleRows(t *testing.T) {
 				t.Errorf("row %s is never reached: %s comes before it", r.from, before.from)
 			}
 		}
-		for _, word := range strings.Fields(r.may) {
+		for word := range strings.FieldsSeq(r.may) {
 			known := slices.ContainsFunc(groups, func(g struct{ name, prefixes string }) bool { return g.name == word }) ||
 				slices.ContainsFunc(law, func(o struct{ from, may string }) bool { return o.from == word }) ||
 				slices.ContainsFunc(packages, func(p pkg) bool { return match(word, p.path) })

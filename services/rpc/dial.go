@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -61,7 +62,7 @@ type wait struct {
 func (w wait) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
 	return w.until(ctx, cc, func() (bool, error) {
 		var reached peer.Peer
-		err := invoke(ctx, method, req, reply, cc, append(o[:len(o):len(o)], grpc.Peer(&reached))...)
+		err := invoke(ctx, method, req, reply, cc, append(slices.Clip(o), grpc.Peer(&reached))...)
 		return reached.Addr != nil, err
 	})
 }

@@ -27,11 +27,8 @@ func born(err error) bool {
 	if _, passedOn := status.FromError(err); passedOn {
 		return false
 	}
-	switch errdefs.Resolve(err) {
-	case errdefs.ErrInternal, errdefs.ErrUnknown, errdefs.ErrDataLoss:
-		return true
-	}
-	return false
+	kind := errdefs.Resolve(err)
+	return errdefs.IsInternal(kind) || errdefs.IsUnknown(kind) || errdefs.IsDataLoss(kind)
 }
 
 // fromWire is the error that a client's caller gets.

@@ -267,7 +267,7 @@ func TestPassThroughBackendThatEndsFirst(t *testing.T) {
 func TestPassThroughCancellation(t *testing.T) {
 	d := openDoor(t, time.Minute)
 	entered, left := make(chan struct{}, 1), make(chan error, 1)
-	_, stop := serve(t, d.socket, echo{stream: func(s grpc.ServerStream) error {
+	stop := serve(t, d.socket, echo{stream: func(s grpc.ServerStream) error {
 		entered <- struct{}{}
 		<-s.Context().Done()
 		left <- s.Context().Err()
@@ -366,7 +366,7 @@ func TestPassThroughHoldsACallWhileTheBackendRestarts(t *testing.T) {
 			t.Fatalf("%s: was not held: %v", name, err)
 		case <-time.After(50 * time.Millisecond):
 		}
-		_, stop := serve(t, d.socket, fine)
+		stop := serve(t, d.socket, fine)
 		if err := <-answer; err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -380,9 +380,9 @@ func TestPassThroughHoldIsBounded(t *testing.T) {
 		"/test.Echo/Unary": status.New(codes.Unavailable, "backend is down: unavailable"),
 		"/containerd.services.content.v1.Content/Write": status.New(codes.Aborted, "backend is down: aborted"),
 		"/containerd.services.content.v1.Content/Read":  status.New(codes.Unavailable, "backend is down: unavailable"),
-		"/test.Other/Unary":  status.New(codes.Unimplemented, "unknown service test.Other: not implemented"),
-		"/Echo/Unary":        status.New(codes.Unimplemented, "unknown service Echo: not implemented"),
-		"/test.Echo/Unary/x": status.New(codes.PermissionDenied, ""),
+		"/test.Other/Unary":                             status.New(codes.Unimplemented, "unknown service test.Other: not implemented"),
+		"/Echo/Unary":                                   status.New(codes.Unimplemented, "unknown service Echo: not implemented"),
+		"/test.Echo/Unary/x":                            status.New(codes.PermissionDenied, ""),
 	} {
 		err := d.client.Invoke(t.Context(), method, new(empty), new(empty))
 		got := status.Convert(err)
@@ -412,7 +412,7 @@ func TestBackendIsWatched(t *testing.T) {
 		if <-told {
 			t.Error("told that a daemon that is not there is up")
 		}
-		_, stop := serve(t, socket, fine)
+		stop := serve(t, socket, fine)
 		if !<-told {
 			t.Error("told that a daemon that came is away")
 		}

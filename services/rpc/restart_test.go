@@ -21,14 +21,14 @@ import (
 )
 
 // serve starts a server on a socket; stop ends it at once.
-func serve(t *testing.T, socket string, e echo) (srv *rpc.Server, stop func()) {
+func serve(t *testing.T, socket string, e echo) (stop func()) {
 	t.Helper()
 	os.Remove(socket)
 	lis, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv = rpc.NewServer("test", slog.New(slog.NewTextHandler(t.Output(), nil)))
+	srv := rpc.NewServer("test", slog.New(slog.NewTextHandler(t.Output(), nil)))
 	e.register(srv)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(lis) }()
@@ -41,7 +41,7 @@ func serve(t *testing.T, socket string, e echo) (srv *rpc.Server, stop func()) {
 		}
 	}
 	t.Cleanup(stop)
-	return srv, stop
+	return stop
 }
 
 var fine = echo{
@@ -58,7 +58,7 @@ func TestCallWaitsForAPeerThatRestarts(t *testing.T) {
 	defer conn.Close()
 	for name, call := range calls {
 		for _, leftover := range []bool{false, true} {
-			_, stop := serve(t, socket, fine)
+			stop := serve(t, socket, fine)
 			if err := call(t.Context(), conn); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
@@ -80,7 +80,7 @@ func TestCallWaitsForAPeerThatRestarts(t *testing.T) {
 				t.Fatalf("%s: did not wait: %v", name, err)
 			case <-time.After(50 * time.Millisecond):
 			}
-			_, stop = serve(t, socket, fine)
+			stop = serve(t, socket, fine)
 			if err := <-answer; err != nil {
 				t.Errorf("%s (leftover %t): %v", name, leftover, err)
 			}
@@ -102,7 +102,7 @@ func TestCallsDuringRestarts(t *testing.T) {
 	defer conn.Close()
 	var entered, cut atomic.Int64
 	e := echo{unary: func(context.Context) error { entered.Add(1); return nil }}
-	_, stop := serve(t, socket, e)
+	stop := serve(t, socket, e)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan int64)
 	for range 8 {
@@ -127,7 +127,7 @@ func TestCallsDuringRestarts(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		stop()
-		_, stop = serve(t, socket, e)
+		stop = serve(t, socket, e)
 	}
 	cancel()
 	var answered int64

@@ -6,6 +6,7 @@ package suite
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -150,10 +151,8 @@ func ByName(name string) (Daemon, bool) {
 // Owner returns the daemon that answers a public service.
 func Owner(service string) (Daemon, bool) {
 	for _, d := range Daemons {
-		for _, s := range d.Public {
-			if s == service {
-				return d, true
-			}
+		if slices.Contains(d.Public, service) {
+			return d, true
 		}
 	}
 	return Daemon{}, false
