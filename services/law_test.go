@@ -93,7 +93,7 @@ var law = []struct{ from, may string }{
 
 	// The process. Only here do flags, signals and exit codes exist.
 	{"cmd/containerd-shim-gantry-v1", nouns + "shim services/task/shimserve ttrpc disks process"},
-	{"cmd/*", "* grpc ttrpc nats cobra toml otel metrics disks process"},
+	{"cmd/*", "* grpc ttrpc nats cobra toml otel metrics disks systemd process"},
 }
 
 // groups are the libraries that a row names by one word. A library is in the

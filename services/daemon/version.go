@@ -1,6 +1,9 @@
 package daemon
 
-import "runtime/debug"
+import (
+	"runtime/debug"
+	"strings"
+)
 
 // version is set by the build:
 //
@@ -14,7 +17,7 @@ func Version() string {
 		return version
 	}
 	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" && b.Main.Version != "(devel)" {
-		return b.Main.Version[1:]
+		return strings.TrimPrefix(b.Main.Version, "v")
 	}
 	return "0.0.0-devel"
 }
