@@ -82,12 +82,12 @@ func (s *Store) Forget(ctx context.Context) error {
 		}
 		for daemon, err := range now {
 			if _, known := silent[daemon]; !known {
-				s.log.Warn("members of ended leases are not dropped yet", "daemon", daemon, "err", err)
+				s.log.Warn("members of ended leases are not dropped yet", "peer", daemon, "err", err)
 			}
 		}
 		for daemon := range silent {
 			if _, still := now[daemon]; !still {
-				s.log.Info("members of ended leases are dropped again", "daemon", daemon)
+				s.log.Info("members of ended leases are dropped again", "peer", daemon)
 			}
 		}
 		if silent = now; len(silent) == 0 {
@@ -133,7 +133,7 @@ func (s *Store) endedFrom(from []byte) ([]endedLease, error) {
 		for key, value := range tx.Scan(kv.Key("lease.ended", ""), from) {
 			var e endedLease
 			if err := json.Unmarshal(value, &e); err != nil {
-				return fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+				return fmt.Errorf("record %q: %v: %w", key, err, errdefs.ErrDataLoss)
 			}
 			e.key = key
 			if batch = append(batch, e); len(batch) == endedBatch {
@@ -169,14 +169,14 @@ func (s *Store) tell(ctx context.Context, e endedLease, silent silence) (left []
 	for i, daemon := range e.Owners {
 		m, known := s.members[daemon]
 		if !known {
-			s.log.Warn("members of an ended lease have no owner any more", "daemon", daemon, "lease", e.ID)
+			s.log.Warn("members of an ended lease have no owner any more", "peer", daemon, "lease", e.ID)
 			continue
 		}
 		if failed[i] = silent[daemon]; failed[i] != nil {
 			continue
 		}
 		all.Go(func() {
-			failed[i] = ask(ctx, daemon, func(ctx context.Context) error { return m.DropMembers(ctx, e.Namespace, e.ref()) })
+			failed[i] = ask(ctx, daemon, callTime, func(ctx context.Context) error { return m.DropMembers(ctx, e.Namespace, e.ref()) })
 		})
 	}
 	all.Wait()

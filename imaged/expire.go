@@ -43,11 +43,11 @@ func toExpiry(key []byte) (expiry, error) {
 	}
 	seconds, err := strconv.ParseUint(parts[1][:16], 16, 64)
 	if err != nil {
-		return expiry{}, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+		return expiry{}, fmt.Errorf("record %q: %v: %w", key, err, errdefs.ErrDataLoss)
 	}
 	nanos, err := strconv.ParseUint(parts[1][16:], 16, 32)
 	if err != nil {
-		return expiry{}, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+		return expiry{}, fmt.Errorf("record %q: %v: %w", key, err, errdefs.ErrDataLoss)
 	}
 	return expiry{key: key, at: time.Unix(int64(seconds-1<<63), int64(nanos)), ns: parts[2], id: parts[3]}, nil
 }

@@ -98,7 +98,7 @@ func (s imageStore) List(_ context.Context, filters ...string) ([]image.Image, e
 			name := kv.Parts(key)[2]
 			var r imageRecord
 			if err := json.Unmarshal(value, &r); err != nil {
-				return fmt.Errorf("image %q: %w: %w", name, err, errdefs.ErrDataLoss)
+				return fmt.Errorf("image %q: %v: %w", name, err, errdefs.ErrDataLoss)
 			}
 			if i := r.image(name); f.Match(i.Field) {
 				found = append(found, i)

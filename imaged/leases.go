@@ -211,7 +211,7 @@ func (s leaseStore) List(_ context.Context, filters ...string) ([]lease.Lease, e
 			id := kv.Parts(key)[2]
 			var r leaseRecord
 			if err := json.Unmarshal(value, &r); err != nil {
-				return fmt.Errorf("lease %q: %w: %w", id, err, errdefs.ErrDataLoss)
+				return fmt.Errorf("lease %q: %v: %w", id, err, errdefs.ErrDataLoss)
 			}
 			if l := r.lease(id); !r.expired(s.now()) && f.Match(l.Field) {
 				found = append(found, l)
@@ -255,7 +255,7 @@ func (s leaseStore) AddResource(ctx context.Context, id string, r lease.Resource
 	if err != nil {
 		return err
 	}
-	if err := ask(ctx, daemon, func(ctx context.Context) error { return m.AddMember(ctx, s.ns, l, r) }); err != nil {
+	if err := ask(ctx, daemon, callTime, func(ctx context.Context) error { return m.AddMember(ctx, s.ns, l, r) }); err != nil {
 		return err
 	}
 	// The lease may have ended, and its members be dropped, in the meantime.
@@ -288,7 +288,7 @@ func (s leaseStore) DeleteResource(ctx context.Context, id string, r lease.Resou
 	if err != nil {
 		return err
 	}
-	return ask(ctx, daemon, func(ctx context.Context) error { return m.RemoveMember(ctx, s.ns, l, r) })
+	return ask(ctx, daemon, callTime, func(ctx context.Context) error { return m.RemoveMember(ctx, s.ns, l, r) })
 }
 
 // ListResources implements lease.Store.
@@ -302,7 +302,7 @@ func (s leaseStore) ListResources(ctx context.Context, id string) ([]lease.Resou
 	all, ctx := errgroup.WithContext(ctx)
 	for i, daemon := range daemons {
 		all.Go(func() error {
-			return ask(ctx, daemon, func(ctx context.Context) (err error) {
+			return ask(ctx, daemon, callTime, func(ctx context.Context) (err error) {
 				found[i], err = s.members[daemon].ListMembers(ctx, s.ns, l)
 				return err
 			})
@@ -316,18 +316,17 @@ func (s leaseStore) ListResources(ctx context.Context, id string) ([]lease.Resou
 	return resources, nil
 }
 
-// ask makes a call to another daemon, within callTime. One that does not answer
-// in time is [errdefs.ErrUnavailable], unless it is the caller's time that is
-// over.
-func ask(ctx context.Context, daemon string, call func(context.Context) error) error {
-	within, cancel := context.WithTimeout(ctx, callTime)
+// ask makes a call to another daemon. One that does not answer within a time is
+// [errdefs.ErrUnavailable], unless it is the caller's own time that is over.
+func ask(ctx context.Context, daemon string, within time.Duration, call func(context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	err := call(within)
+	err := call(bounded)
 	if err == nil {
 		return nil
 	}
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		err = fmt.Errorf("no answer in %v: %w", callTime, errdefs.ErrUnavailable)
+		err = fmt.Errorf("no answer in %v: %w", within, errdefs.ErrUnavailable)
 	}
 	return fmt.Errorf("%s: %w", daemon, err)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,17 +59,15 @@ func (s namespaces) Get(_ context.Context, name string) (namespace.Info, error) 
 
 // List implements namespace.Store.
 func (s namespaces) List(ctx context.Context) ([]namespace.Info, error) {
-	within, cancel := context.WithTimeout(ctx, listTime)
-	defer cancel()
 	labels := map[string]map[string]string{}
-	held, failed := s.holdings(within)
-	for daemon, err := range failed {
-		s.log.Warn("namespaces in use may be missing from a list", "daemon", daemon, "err", err)
+	held, err := s.holdings(ctx, listTime)
+	if err != nil {
+		s.log.Warn("namespaces in use may be missing from a list", "err", err)
 	}
 	for _, h := range held {
 		labels[h.Namespace] = nil
 	}
-	err := s.db.View(func(tx *kv.Tx) error {
+	err = s.db.View(func(tx *kv.Tx) error {
 		if err := s.inUse(tx, labels); err != nil {
 			return err
 		}
@@ -76,7 +75,7 @@ func (s namespaces) List(ctx context.Context) ([]namespace.Info, error) {
 			name := kv.Parts(key)[1]
 			var r namespaceRecord
 			if err := json.Unmarshal(value, &r); err != nil {
-				return fmt.Errorf("namespace %q: %w: %w", name, err, errdefs.ErrDataLoss)
+				return fmt.Errorf("namespace %q: %v: %w", name, err, errdefs.ErrDataLoss)
 			}
 			labels[name] = r.Labels
 		}
@@ -115,7 +114,7 @@ func (s namespaces) inUse(tx *kv.Tx, found map[string]map[string]string) error {
 		}
 		var r leaseRecord
 		if err := json.Unmarshal(value, &r); err != nil {
-			return fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+			return fmt.Errorf("record %q: %v: %w", key, err, errdefs.ErrDataLoss)
 		}
 		if !r.expired(s.now()) {
 			found[ns] = nil
@@ -124,23 +123,34 @@ func (s namespaces) inUse(tx *kv.Tx, found map[string]map[string]string) error {
 	return nil
 }
 
-// holdings asks every holder, all at once, and returns what they have and the
-// errors of those that did not answer, by daemon.
-func (s namespaces) holdings(ctx context.Context) ([]namespace.Holding, map[string]error) {
+// holdings asks every holder, all at once, and returns what those have that
+// answered in time. The error is the others', which is [errdefs.ErrUnavailable].
+func (s namespaces) holdings(ctx context.Context, within time.Duration) ([]namespace.Holding, error) {
 	daemons := slices.Sorted(maps.Keys(s.holders))
 	found, errs := make([][]namespace.Holding, len(daemons)), make([]error, len(daemons))
 	var all sync.WaitGroup
 	for i, daemon := range daemons {
-		all.Go(func() { found[i], errs[i] = s.holders[daemon].Holdings(ctx) })
+		all.Go(func() {
+			errs[i] = ask(ctx, daemon, within, func(ctx context.Context) (err error) {
+				found[i], err = s.holders[daemon].Holdings(ctx)
+				return err
+			})
+		})
 	}
 	all.Wait()
-	failed := map[string]error{}
-	for i, daemon := range daemons {
+	var held []namespace.Holding
+	var silent []string
+	for i := range daemons {
 		if errs[i] != nil {
-			failed[daemon], found[i] = errs[i], nil
+			silent = append(silent, errs[i].Error())
+		} else {
+			held = append(held, found[i]...)
 		}
 	}
-	return slices.Concat(found...), failed
+	if len(silent) > 0 {
+		return held, fmt.Errorf("what is in it is not known: %s: %w", strings.Join(silent, "; "), errdefs.ErrUnavailable)
+	}
+	return held, nil
 }
 
 // Create implements namespace.Store.
@@ -200,15 +210,12 @@ func (s namespaces) put(ctx context.Context, tx *kv.Tx, info namespace.Info, tol
 
 // Delete implements namespace.Store.
 func (s namespaces) Delete(ctx context.Context, name string) error {
-	within, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	held, failed := s.holdings(within)
-	if err := ctx.Err(); err != nil {
-		return err
+	held, err := s.holdings(ctx, callTime)
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	if len(failed) > 0 {
-		daemon := slices.Min(slices.Collect(maps.Keys(failed)))
-		return fmt.Errorf("namespace %q: %s does not say what it holds: %w: %w", name, daemon, failed[daemon], errdefs.ErrUnavailable)
+	if err != nil {
+		return fmt.Errorf("namespace %q: %w", name, err)
 	}
 	held = slices.DeleteFunc(held, func(h namespace.Holding) bool { return h.Namespace != name })
 	for first := true; ; first = false {

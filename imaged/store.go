@@ -121,7 +121,7 @@ func (s *Store) Close() error { return s.db.Close() }
 func put(tx *kv.Tx, key []byte, r any) error {
 	b, err := json.Marshal(r)
 	if err != nil {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%v: %w", err, errdefs.ErrInvalidArgument)
 	}
 	if len(b) > recordMax {
 		return fmt.Errorf("record of %d bytes, at most %d: %w", len(b), recordMax, errdefs.ErrInvalidArgument)

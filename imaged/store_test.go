@@ -85,7 +85,7 @@ func open(t *testing.T, dir string, needs Needs) *Store {
 	if needs.Events == nil {
 		needs.Events = nowhere{}
 	}
-	needs.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	needs.Log = slogTo(t)
 	s, err := Open(Config{Root: dir}, needs)
 	if err != nil {
 		t.Fatalf("Open: %v", err)
@@ -97,6 +97,8 @@ func open(t *testing.T, dir string, needs Needs) *Store {
 	})
 	return s
 }
+
+func slogTo(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
 
 func serve(t *testing.T, s *Store) *grpc.ClientConn {
 	return rpctest.Pipe(t, func(r grpc.ServiceRegistrar) {

@@ -48,7 +48,7 @@ func (i Image) Check() error {
 		return fmt.Errorf("image %q: target size %d must be greater than zero: %w", i.Name, i.Target.Size, errdefs.ErrInvalidArgument)
 	}
 	if err := i.Target.Digest.Validate(); err != nil {
-		return fmt.Errorf("image %q: target digest %q: %w: %w", i.Name, i.Target.Digest, err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("image %q: target digest %q: %v: %w", i.Name, i.Target.Digest, err, errdefs.ErrInvalidArgument)
 	}
 	if err := label.Check(i.Labels); err != nil {
 		return fmt.Errorf("image %q: %w", i.Name, err)

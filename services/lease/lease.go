@@ -106,7 +106,7 @@ func (r Resource) Check() error {
 	}
 	if kind == TypeContent {
 		if err := digest.Digest(r.ID).Validate(); err != nil {
-			return fmt.Errorf("resource id %q: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("resource id %q: %v: %w", r.ID, err, errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil

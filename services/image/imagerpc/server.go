@@ -169,7 +169,7 @@ func fromEpoch(t *timestamppb.Timestamp) (image.Options, error) {
 		return image.Options{}, nil
 	}
 	if err := t.CheckValid(); err != nil {
-		return image.Options{}, fmt.Errorf("source date epoch: %w: %w", err, errdefs.ErrInvalidArgument)
+		return image.Options{}, fmt.Errorf("source date epoch: %v: %w", err, errdefs.ErrInvalidArgument)
 	}
 	at := t.AsTime()
 	return image.Options{Time: &at}, nil

@@ -102,7 +102,7 @@ func (m *Memory) Delete(ctx context.Context, name string) error {
 	for _, h := range m.holders {
 		all, err := h.Holdings(ctx)
 		if err != nil {
-			return fmt.Errorf("namespace %q: %w: %w", name, err, errdefs.ErrUnavailable)
+			return fmt.Errorf("namespace %q: %v: %w", name, err, errdefs.ErrUnavailable)
 		}
 		for _, holding := range all {
 			if holding.Namespace == name {
