@@ -18,9 +18,9 @@ import (
 	"github.com/gantryd/gantry/services/suite"
 )
 
-// TestModel does the same things, at random, to a store and to the one in
+// TestARandomWalkAgreesWithMemory does the same things, at random, to a store and to the one in
 // memory, and wants the same answers.
-func TestModel(t *testing.T) {
+func TestARandomWalkAgreesWithMemory(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
