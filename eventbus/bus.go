@@ -257,7 +257,7 @@ func (b *Bus) Deliver(ctx context.Context) error {
 			return ctx.Err()
 		}
 		b.log.Warn("reading the stream again", "err", err)
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := pause(ctx, time.Second); err != nil {
 			return err
 		}
 	}

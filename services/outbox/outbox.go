@@ -43,9 +43,10 @@ const (
 	// publishTime is how long the bus may take for one event.
 	publishTime = 5 * time.Second
 
-	// A bus that is back is found within retryMax.
+	// A bus that is back is found within retryMax. An attempt costs little:
+	// one row is read, and a connection that is not there says so at once.
 	retryMin = 50 * time.Millisecond
-	retryMax = time.Second
+	retryMax = 250 * time.Millisecond
 
 	// sayAgain is the time between two log lines about a bus that is away.
 	sayAgain = time.Minute
@@ -166,8 +167,13 @@ func (p *publishing) step(ctx context.Context) error {
 	return nil
 }
 
-// next returns the rows past the last that the bus took.
+// next returns the rows past the last that the bus took; of a bus that is away,
+// only the one to try it with.
 func (p *publishing) next() ([]row, error) {
+	most := batch
+	if !p.away.IsZero() {
+		most = 1
+	}
 	var from []byte
 	if n := len(p.taken); n > 0 {
 		from = append(p.taken[n-1].key, 0)
@@ -180,7 +186,7 @@ func (p *publishing) next() ([]row, error) {
 				p.log.Error("an event in the outbox is damaged: dropped", "row", string(key), "err", err)
 				r.event = event.Event{}
 			}
-			if rows = append(rows, r); len(rows) == batch {
+			if rows = append(rows, r); len(rows) == most {
 				break
 			}
 		}
@@ -205,7 +211,7 @@ func (p *publishing) send(ctx context.Context, rows []row) (int, error) {
 			return i, err
 		}
 		if !p.away.IsZero() {
-			p.log.Info("the bus takes events again", "away", time.Since(p.away).Round(time.Millisecond))
+			p.log.Info("the bus takes events again", "away", time.Since(p.away).Round(time.Millisecond).String())
 		}
 		p.away, p.retry = time.Time{}, retryMin
 	}

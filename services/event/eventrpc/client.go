@@ -2,6 +2,7 @@ package eventrpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -78,7 +79,7 @@ func ended(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return fmt.Errorf("the bus ended the subscription: %w", errdefs.ErrUnavailable)
 	}
 	return err
