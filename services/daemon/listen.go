@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -63,24 +65,21 @@ func passed(name string) (net.Listener, error) {
 	return nil, nil
 }
 
-// bind makes the socket under another name, in a directory that only this user
-// may enter, and renames it into place when its mode and group are right. The
-// lock is kept for as long as the socket: it says that the owner lives, also
-// when two start at once.
+// bind makes the socket. The lock is kept for as long as the socket: it says
+// that the owner lives, also when two start at once.
 func bind(path, group string) (net.Listener, error) {
 	gid, err := groupID(group)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
 		return nil, err
 	}
-	lis, err := bindLocked(dir, path, gid)
+	lis, err := bindLocked(path, gid)
 	if err != nil {
 		lock.Close()
 		return nil, err
@@ -88,33 +87,44 @@ func bind(path, group string) (net.Listener, error) {
 	return &socket{UnixListener: lis, path: path, lock: lock}, nil
 }
 
-func bindLocked(dir, path string, gid int) (*net.UnixListener, error) {
+func bindLocked(path string, gid int) (*net.UnixListener, error) {
 	if err := dead(path); err != nil {
 		return nil, err
 	}
-	private, err := os.MkdirTemp(dir, ".")
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	lis, err := listenPrivately(path)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(private)
-	unready := filepath.Join(private, "s")
-	lis, err := net.ListenUnix("unix", &net.UnixAddr{Name: unready, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	lis.SetUnlinkOnClose(false)
-	err = os.Chmod(unready, 0o660)
-	if err == nil && gid >= 0 {
-		err = os.Chown(unready, -1, gid)
+	if gid >= 0 {
+		err = os.Chown(path, -1, gid)
 	}
 	if err == nil {
-		err = os.Rename(unready, path)
+		err = os.Chmod(path, 0o660)
 	}
 	if err != nil {
 		lis.Close()
 		return nil, err
 	}
+	lis.SetUnlinkOnClose(false)
 	return lis, nil
+}
+
+// listenPrivately binds a socket that only this user may connect to. The file
+// takes its mode from the descriptor, so that it never had another.
+func listenPrivately(path string) (*net.UnixListener, error) {
+	c := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, failed)
+	}}
+	lis, err := c.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return lis.(*net.UnixListener), nil
 }
 
 // dead makes sure that nobody listens on path and that it is no file of

@@ -58,6 +58,20 @@ func TestSocketHasModeAndGroup(t *testing.T) {
 	}
 }
 
+func TestSocketIsBornPrivate(t *testing.T) {
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	path := filepath.Join(t.TempDir(), "s")
+	lis, err := listenPrivately(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close()
+	if fi, err := os.Lstat(path); err != nil || fi.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("got %v, %v, want a socket of 0600", fi.Mode(), err)
+	}
+}
+
 func TestUnknownGroupIsAnError(t *testing.T) {
 	cfg := config(t)
 	cfg.Group = "no-such-group"
