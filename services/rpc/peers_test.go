@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -102,6 +103,30 @@ func TestWhoMayCallWhom(t *testing.T) {
 	} {
 		if got := May(c.role, c.daemon, c.method); got != c.may {
 			t.Errorf("May(%q, %q, %q) = %t, want %t", c.role, c.daemon, c.method, got, c.may)
+		}
+	}
+}
+
+// TestRulesNameWhatThereIs finds rules that let nobody call anything: of a
+// daemon or a service that the map of the suite does not have.
+func TestRulesNameWhatThereIs(t *testing.T) {
+	everywhere := []string{"grpc.health.v1.Health", "gantry.daemon.v1.Daemon"}
+	for _, r := range Rules {
+		if _, ok := suite.ByName(r.Caller); !ok && r.Caller != Anyone {
+			t.Errorf("%+v: no such caller", r)
+		}
+		d, ok := suite.ByName(r.Daemon)
+		if !ok && r.Daemon != AnyDaemon {
+			t.Errorf("%+v: no such daemon", r)
+		}
+		for _, m := range r.Methods {
+			service, _ := split(strings.TrimSuffix(m, "/") + "/x")
+			if !strings.HasSuffix(m, "/") {
+				service, _ = split(m)
+			}
+			if !slices.Contains(slices.Concat(d.Public, d.Private, everywhere), service) {
+				t.Errorf("rule for %s: %s does not answer %q", r.Caller, r.Daemon, service)
+			}
 		}
 	}
 }
