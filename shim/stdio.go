@@ -19,6 +19,7 @@ const drainTime = 10 * time.Second // how long a deleted process's reader may ta
 // behind them. Streams that nobody asked for are /dev/null and have no pump.
 type stdio struct {
 	child [3]*os.File // the process's ends; ours are closed once it has them
+	null  *os.File    // among them, perhaps
 	pumps []*pump
 	wg    sync.WaitGroup // of the pumps
 
@@ -56,7 +57,7 @@ func openStdio(cfg stdioConfig) (_ *stdio, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.child = [3]*os.File{null, null, null}
+	s.null, s.child = null, [3]*os.File{null, null, null}
 	if cfg.io.Stdin != "" {
 		if err := s.openStdin(cfg.io.Stdin); err != nil {
 			return nil, err
@@ -194,12 +195,12 @@ func (s *stdio) feed(from, to *os.File) {
 
 // started closes the ends that the process has now.
 func (s *stdio) started() {
-	for i, f := range s.child {
+	for _, f := range append(s.child[:], s.null) {
 		if f != nil {
 			f.Close()
-			s.child[i] = nil
 		}
 	}
+	s.null, s.child = nil, [3]*os.File{}
 }
 
 // closeStdin lets the process's standard input end when the last client has

@@ -1,6 +1,12 @@
 // Containerd-shim-gantry-v1 is the process beside a container: it makes the
 // container with an OCI runtime, keeps its streams and its exit, and is reached
 // over ttrpc. Package shim says what it promises and how it is started.
+//
+// How many threads there are is said by whoever starts us; Go need not watch
+// our cgroup for it.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 package main
 
 import (
@@ -41,7 +47,7 @@ func run(args []string) error {
 	}
 	switch {
 	case a.version:
-		name, revision := build()
+		name, revision := program()
 		fmt.Printf("%s:\n  Version:  %s\n  Revision: %s\n", filepath.Base(os.Args[0]), name, revision)
 		return nil
 	case a.info:
@@ -70,7 +76,7 @@ func info() error {
 	if err != nil {
 		return err
 	}
-	name, revision := build()
+	name, revision := program()
 	answer, err := shimserve.InfoAnswer("io.containerd.gantry.v1", name, revision, stdin, features)
 	if err != nil {
 		return err
@@ -135,9 +141,9 @@ func readStdin() ([]byte, error) {
 //	-ldflags "-X main.version=0.1.0"
 var version string
 
-// build says which program this is: what the build was given, else what Go
+// program says which program this is: what the build was given, else what Go
 // recorded.
-func build() (name, revision string) {
+func program() (name, revision string) {
 	name = version
 	b, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -17,7 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/task/shimserve"
@@ -104,6 +103,7 @@ func spawn(lis *net.UnixListener, stdin []byte, args []string) error {
 // stdout, closes it, and lives on.
 func serve(a argv) error {
 	tune()
+	dropInherited(a.listener)
 	stdin, err := readStdin()
 	if err != nil {
 		return err
@@ -169,7 +169,7 @@ func serve(a argv) error {
 }
 
 // live serves until the shim has to end, then says farewell.
-func live(sh *shim.Shim, srv *ttrpc.Server, lis net.Listener, name socketName, log *slog.Logger) error {
+func live(sh *shim.Shim, srv *shimserve.Server, lis net.Listener, name socketName, log *slog.Logger) error {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
 	leave := make(chan os.Signal, 1)
@@ -182,7 +182,7 @@ func live(sh *shim.Shim, srv *ttrpc.Server, lis net.Listener, name socketName, l
 	go func() { ended <- sh.Publish(ctx) }()
 	go func() { ended <- sh.Reap(ctx, children) }()
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(context.Background(), lis) }()
+	go func() { failed <- srv.Serve(lis) }()
 
 	var err error
 	for over := false; !over; {
@@ -198,10 +198,9 @@ func live(sh *shim.Shim, srv *ttrpc.Server, lis net.Listener, name socketName, l
 	}
 	name.remove() // first: a next shim of this id may come
 	farewell, cancel := context.WithTimeout(context.Background(), farewellTime)
-	if srv.Shutdown(farewell) != nil {
-		srv.Close()
-	}
+	srv.Farewell(farewell)
 	cancel()
+	srv.Close()
 	select {
 	case <-sh.Told():
 	case <-time.After(flushTime):
@@ -238,6 +237,25 @@ func tune() {
 	}
 	debug.SetGCPercent(40)
 	debug.SetMemoryLimit(memoryLimit)
+}
+
+// dropInherited closes what whoever started us has leaked: no container may
+// have it, and nobody may wait for us to close it. What Go has opened is
+// close-on-exec, so that what is not came from outside.
+func dropInherited(keep int) {
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, n := range names {
+		fd, err := strconv.Atoi(n.Name())
+		if err != nil || fd <= 2 || fd == keep {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			unix.Close(fd)
+		}
+	}
 }
 
 // openLog makes the FIFO that the daemon reads our stderr. It is opened for

@@ -3,6 +3,7 @@ package shimserve
 import (
 	"context"
 	"fmt"
+	"net"
 	"time"
 
 	taskpb "github.com/containerd/containerd/api/runtime/task/v2"
@@ -19,12 +20,19 @@ import (
 	"github.com/gantryd/gantry/services/typed"
 )
 
-// NewServer returns a ttrpc server that answers for r. Only processes of our
-// own user and group may connect. Options are those that the shim was started
+// A Server answers for a runner.
+type Server struct {
+	ttrpc *ttrpc.Server
+	conns *connections
+}
+
+// NewServer returns a server that answers for r. Only processes of our own
+// user and group may connect. Options are those that the shim was started
 // with, for tasks that bring none.
-func NewServer(r runner.Runner, pid int, options runner.Options) (*ttrpc.Server, error) {
+func NewServer(r runner.Runner, pid int, options runner.Options) (*Server, error) {
+	conns := newConnections()
 	srv, err := ttrpc.NewServer(
-		ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
+		ttrpc.WithServerHandshaker(conns),
 		ttrpc.WithUnaryServerInterceptor(mapErrors),
 	)
 	if err != nil {
@@ -33,8 +41,25 @@ func NewServer(r runner.Runner, pid int, options runner.Options) (*ttrpc.Server,
 	desc := (&server{runner: r, pid: uint32(pid), options: options}).desc()
 	srv.RegisterService("containerd.task.v2.Task", desc)
 	srv.RegisterService("containerd.task.v3.Task", desc)
-	return srv, nil
+	return &Server{ttrpc: srv, conns: conns}, nil
 }
+
+// Serve answers on lis until Close.
+func (s *Server) Serve(lis net.Listener) error {
+	return s.ttrpc.Serve(context.Background(), lis)
+}
+
+// Farewell returns when every client has gone, which it does when it has the
+// answer that it waits for, or when ctx ends.
+func (s *Server) Farewell(ctx context.Context) {
+	select {
+	case <-s.conns.none():
+	case <-ctx.Done():
+	}
+}
+
+// Close ends Serve and every connection.
+func (s *Server) Close() error { return s.ttrpc.Close() }
 
 func mapErrors(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
 	resp, err := method(ctx, unmarshal)
