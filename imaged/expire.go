@@ -112,10 +112,14 @@ func (s *Store) endExpired(tx *kv.Tx) (n int, next time.Duration, err error) {
 			return n, 0, nil
 		}
 		r, err := getLease(tx, e.ns, e.id)
-		if err != nil {
-			return n, 0, err
+		switch {
+		case err == nil:
+			err = s.end(tx, e.ns, e.id, r)
+		case errdefs.IsNotFound(err):
+			// Not of our making, and no reason to serve nobody.
+			err = tx.Delete(key)
 		}
-		if err := s.end(tx, e.ns, e.id, r); err != nil {
+		if err != nil {
 			return n, 0, err
 		}
 		n++
