@@ -1,0 +1,120 @@
+package contentd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/kv"
+)
+
+// disk is every way this package changes the file system, and no other. It is
+// here so that a test can stop the machine between any two changes.
+type disk interface {
+	// MkdirAll makes a directory that only its owner can enter, or makes one
+	// that is there so.
+	MkdirAll(dir string) error
+	// Create makes a file that is not there.
+	Create(name string) (file, error)
+	// Reopen opens a file to write on.
+	Reopen(name string) (file, error)
+	Rename(from, to string) error
+	Remove(name string) error
+	SyncDir(dir string) error
+	// Free returns how many bytes can be written below dir.
+	Free(dir string) (int64, error)
+}
+
+// A file is an ingest's.
+type file interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	Truncate(size int64) error
+	Chmod(mode fs.FileMode) error
+	Sync() error
+	Stat() (fs.FileInfo, error)
+}
+
+// database is every way this package changes records, for the same reason.
+type database interface {
+	View(fn func(tx *kv.Tx) error) error
+	Update(ctx context.Context, fn func(tx *kv.Tx) error) error
+	Release(ctx context.Context, fn func(tx *kv.Tx) error) error
+}
+
+// osDisk is the real one.
+type osDisk struct{}
+
+const dirMode, ingestMode, blobMode = 0o700, 0o600, 0o444
+
+func (osDisk) MkdirAll(dir string) error {
+	if err := os.MkdirAll(dir, dirMode); err != nil {
+		return err
+	}
+	fi, err := os.Lstat(dir)
+	switch {
+	case err != nil:
+		return err
+	case !fi.IsDir():
+		return fmt.Errorf("%s is not a directory: %w", dir, errdefs.ErrFailedPrecondition)
+	case fi.Mode().Perm() == dirMode:
+		return nil
+	}
+	return os.Chmod(dir, dirMode)
+}
+
+func (osDisk) Create(name string) (file, error) {
+	return orNil(os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, ingestMode))
+}
+
+func (osDisk) Reopen(name string) (file, error) {
+	// A commit that failed may have made it read-only.
+	if err := os.Chmod(name, ingestMode); err != nil {
+		return nil, err
+	}
+	return orNil(os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0))
+}
+
+// orNil keeps a nil *os.File from becoming a file that is not nil.
+func orNil(f *os.File, err error) (file, error) {
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }
+
+func (osDisk) Remove(name string) error { return os.Remove(name) }
+
+func (osDisk) SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (osDisk) Free(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// kind gives an error of the system the kind that callers decide by, if any.
+func kind(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	return err
+}

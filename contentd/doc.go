@@ -1,0 +1,63 @@
+// Package contentd keeps blobs in a directory and what namespaces know of them
+// in a database.
+//
+// # On disk
+//
+//	<root>/blobs/<algorithm>/<hex>   whole blobs, 0444
+//	<root>/ingest/<random>           blobs being written, 0600
+//	<root>/db/                       records, see package kv
+//
+// The records, by key:
+//
+//	blob <namespace> <digest>                    size, times, labels
+//	have <digest> <namespace>                    the same, the other way round
+//	trash <digest>                               bytes that no namespace has
+//	ingest <namespace> <ref>                     file, total, expected digest,
+//	                                             times, hash of the bytes so far
+//	lease <namespace> <lease> <generation> <type> <id>    members of a lease
+//	member <namespace> <type> <id> <lease> <generation>   the same, the other way round
+//	outbox, outbox.next                          see package outbox
+//
+// # What survives a crash
+//
+// Everything that was acknowledged. A commit syncs the bytes, renames the file
+// into blobs/, syncs that directory and then writes the record, so that a record
+// is of whole bytes that are there. What a crash leaves in between, Open finds:
+// a file in blobs/ without a record becomes trash, one in ingest/ without a
+// record is removed, and a record without a file is reported, and absent for
+// everybody until the bytes are committed again.
+//
+// A delete removes the record and, with the last one, makes the bytes trash, in
+// one transaction; Collect removes the file later.
+//
+// An ingest keeps the bytes that were synced when its writer was closed, and
+// the state of their hash, so that a resume reads only what came after. The
+// state is forgotten before the bytes it is of can change.
+//
+// # Locking
+//
+// A ref is held by its writer, in memory. A digest is locked, by one mutex of
+// 256, while its file is put into place or taken away and the transaction goes
+// with it, so that whoever commits a blob and whoever collects it exclude each
+// other. Store.mu and writer.mu are leaves. Order: digest, then the database's
+// turn, then a leaf. No lock is held while a lease is looked up.
+//
+// A blob that a writer borrows from another namespace is pinned, in memory, and
+// is not collected.
+//
+// # Limits
+//
+// Nothing is written to a disk with less free than [Config].FreeMinMiB; deletes
+// go on. An ingest without a lease is removed a day after it was last written.
+// There are as many writers and readers as the process may have descriptors. A
+// ref is at most 4096 bytes and a label 4096.
+//
+// # Events
+//
+// /content/create when a namespace has a blob, /content/delete when it has not,
+// each in the transaction of the record.
+//
+// # Needs
+//
+// No capability and no network. A file system on which rename is atomic.
+package contentd

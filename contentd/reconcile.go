@@ -1,0 +1,163 @@
+package contentd
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/kv"
+)
+
+// reconcile makes the directories and compares what is in them with what the
+// records say. It calls nobody and reads no blob, so that a start is soon over.
+func (s *Store) reconcile() error {
+	if err := s.makeDirs(); err != nil {
+		return err
+	}
+	if err := s.reconcileIngests(); err != nil {
+		return err
+	}
+	return s.reconcileBlobs()
+}
+
+// makeDirs makes every directory once, durably, so that a commit has only its
+// own name to make so.
+func (s *Store) makeDirs() error {
+	blobs := filepath.Join(s.cfg.Root, "blobs")
+	dirs := []string{s.cfg.Root, blobs, s.ingests()}
+	for _, a := range content.Algorithms() {
+		dirs = append(dirs, s.blobs(a))
+	}
+	for _, dir := range dirs {
+		if err := s.disk.MkdirAll(dir); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(s.disk.SyncDir(blobs), s.disk.SyncDir(s.cfg.Root)); err != nil {
+		return err
+	}
+	// Somebody else made what is above, and may have done so for this user to
+	// use and not to read.
+	if err := s.disk.SyncDir(filepath.Dir(s.cfg.Root)); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
+}
+
+// reconcileIngests removes the files that no record has.
+func (s *Store) reconcileIngests() error {
+	known := make(map[string]bool)
+	if err := s.db.View(func(tx *kv.Tx) error {
+		for key, value := range tx.Scan(kv.Key("ingest", ""), nil) {
+			rec, err := readIngest(key, value)
+			if err != nil {
+				s.log.Error("the record of an ingest is damaged", "err", err)
+				continue
+			}
+			known[rec.File] = true
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	names, err := os.ReadDir(s.ingests())
+	if err != nil {
+		return err
+	}
+	removed := 0
+	for _, n := range names {
+		switch {
+		case known[n.Name()]:
+		case !isFile(n.Name()):
+			s.log.Warn("a file that is not ours is left alone", "path", s.ingestPath(n.Name()))
+		default:
+			s.removeIngest(n.Name())
+			removed++
+		}
+	}
+	if removed > 0 {
+		s.log.Info("removed unfinished ingests", "count", removed)
+	}
+	return nil
+}
+
+// reconcileBlobs finds records without a file, which count as absent, and files
+// without a record, which become trash.
+func (s *Store) reconcileBlobs() error {
+	files, err := s.blobFiles()
+	if err != nil {
+		return err
+	}
+	if err := s.db.View(func(tx *kv.Tx) error {
+		for _, prefix := range []string{"have", "trash"} {
+			for key := range tx.Scan(kv.Key(prefix, ""), nil) {
+				d := digestAt(key, 1)
+				if _, there := files[d]; there {
+					files[d] = true
+				} else if prefix == "have" && !s.isLost(d) {
+					s.lose(d)
+				}
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	var orphans []digest.Digest
+	for d, known := range files {
+		if !known {
+			orphans = append(orphans, d)
+		}
+	}
+	if len(orphans) == 0 {
+		return nil
+	}
+	s.log.Info("found blobs without a record: they are trash", "count", len(orphans))
+	if err := s.trashAll(orphans); err != nil {
+		s.log.Warn("blobs without a record stay until the next start", "err", err)
+	}
+	return nil
+}
+
+// blobFiles returns every blob that has a file.
+func (s *Store) blobFiles() (map[digest.Digest]bool, error) {
+	files := make(map[digest.Digest]bool)
+	for _, a := range content.Algorithms() {
+		names, err := os.ReadDir(s.blobs(a))
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range names {
+			d := digest.NewDigestFromEncoded(a, n.Name())
+			if content.CheckDigest(d) != nil || !n.Type().IsRegular() {
+				s.log.Warn("a file that is not ours is left alone", "path", filepath.Join(s.blobs(a), n.Name()))
+				continue
+			}
+			files[d] = false
+		}
+	}
+	return files, nil
+}
+
+func (s *Store) trashAll(all []digest.Digest) error {
+	for len(all) > 0 {
+		batch := all[:min(len(all), trashBatch)]
+		all = all[len(batch):]
+		if err := s.db.Release(context.Background(), func(tx *kv.Tx) error {
+			for _, d := range batch {
+				if err := s.trash(tx, d); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

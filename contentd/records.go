@@ -1,0 +1,182 @@
+package contentd
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/lease"
+)
+
+// schema is the version of the keys and records below.
+const schema = 1
+
+// A blob is what a namespace knows of one.
+type blob struct {
+	Size    int64             `json:"size"`
+	Created time.Time         `json:"created"`
+	Updated time.Time         `json:"updated"`
+	Labels  map[string]string `json:"labels,omitempty"`
+}
+
+func (b blob) info(d digest.Digest) content.Info {
+	return content.Info{Digest: d, Size: b.Size, CreatedAt: b.Created, UpdatedAt: b.Updated, Labels: b.Labels}
+}
+
+// An ingest is a blob being written.
+type ingest struct {
+	File     string        `json:"file"`            // in ingest/
+	Total    int64         `json:"total,omitempty"` // bytes
+	Expected digest.Digest `json:"expected,omitempty"`
+	Started  time.Time     `json:"started"`
+	Updated  time.Time     `json:"updated"` // when Saved was
+	Expires  time.Time     `json:"expires"` // unless it is being written, or a lease has it
+	Saved    *saved        `json:"saved,omitempty"`
+}
+
+// saved is the hash of an ingest's first bytes.
+type saved struct {
+	Offset    int64            `json:"offset"`
+	Algorithm digest.Algorithm `json:"algorithm"`
+	State     []byte           `json:"state"`
+}
+
+// trash is bytes that no namespace has.
+type trash struct {
+	Since time.Time `json:"since"`
+}
+
+// newFile is a name in ingest/ that no ingest has.
+func newFile() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// isFile says whether newFile could have made the name: nothing else becomes a
+// path.
+func isFile(name string) bool {
+	b, err := hex.DecodeString(name)
+	return err == nil && len(b) == 16
+}
+
+// getIngest is [errdefs.ErrNotFound] if there is no such ingest.
+func getIngest(tx *kv.Tx, key []byte) (ingest, error) {
+	value, err := tx.Get(key)
+	if err != nil {
+		return ingest{}, err
+	}
+	return readIngest(key, value)
+}
+
+// readIngest is [errdefs.ErrDataLoss] for a record that is damaged.
+func readIngest(key, value []byte) (ingest, error) {
+	var rec ingest
+	if err := json.Unmarshal(value, &rec); err != nil {
+		return ingest{}, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+	}
+	if !isFile(rec.File) {
+		return ingest{}, fmt.Errorf("record %q: %q is not a file of an ingest: %w", key, rec.File, errdefs.ErrDataLoss)
+	}
+	return rec, nil
+}
+
+func blobKey(ns string, d digest.Digest) []byte { return kv.Key("blob", ns, d.String()) }
+
+func haveKey(d digest.Digest, ns string) []byte { return kv.Key("have", d.String(), ns) }
+
+func trashKey(d digest.Digest) []byte { return kv.Key("trash", d.String()) }
+
+func ingestKey(ns, ref string) []byte { return kv.Key("ingest", ns, ref) }
+
+// digestAt reads a part of a key.
+func digestAt(key []byte, part int) digest.Digest {
+	if parts := kv.Parts(key); part < len(parts) {
+		return digest.Digest(parts[part])
+	}
+	return ""
+}
+
+// had says whether any namespace has the blob.
+func had(tx *kv.Tx, d digest.Digest) bool {
+	for range tx.Scan(kv.Key("have", d.String(), ""), nil) {
+		return true
+	}
+	return false
+}
+
+// present says whether there is such a key.
+func present(tx *kv.Tx, key []byte) (bool, error) {
+	_, err := tx.Get(key)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// A membership is that an object of a namespace belongs to a lease: two rows,
+// to be found from both sides.
+type membership struct {
+	ns    string
+	lease lease.Ref
+	of    lease.Resource
+}
+
+func (m membership) keys() [2][]byte {
+	generation := fmt.Sprintf("%016x", m.lease.Generation)
+	return [2][]byte{
+		kv.Key("lease", m.ns, m.lease.ID, generation, m.of.Type, m.of.ID),
+		kv.Key("member", m.ns, m.of.Type, m.of.ID, m.lease.ID, generation),
+	}
+}
+
+func (m membership) put(tx *kv.Tx) error {
+	k := m.keys()
+	return errors.Join(tx.Put(k[0], nil), tx.Put(k[1], nil))
+}
+
+func (m membership) remove(tx *kv.Tx) error {
+	k := m.keys()
+	return errors.Join(tx.Delete(k[0]), tx.Delete(k[1]))
+}
+
+// leasesOf returns the memberships of an object.
+func leasesOf(tx *kv.Tx, ns string, of lease.Resource) ([]membership, error) {
+	var all []membership
+	for key := range tx.Scan(kv.Key("member", ns, of.Type, of.ID, ""), nil) {
+		parts := kv.Parts(key)
+		m := membership{ns: ns, of: of, lease: lease.Ref{ID: parts[len(parts)-2]}}
+		if _, err := fmt.Sscanf(parts[len(parts)-1], "%x", &m.lease.Generation); err != nil {
+			return nil, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
+// leave ends the memberships of an object, in every lease or in those of an id.
+func leave(tx *kv.Tx, ns string, of lease.Resource, id string) error {
+	all, err := leasesOf(tx, ns, of)
+	for _, m := range all {
+		if id == "" || m.lease.ID == id {
+			err = errors.Join(err, m.remove(tx))
+		}
+	}
+	return err
+}
+
+func contentOf(d digest.Digest) lease.Resource {
+	return lease.Resource{ID: d.String(), Type: lease.TypeContent}
+}
+
+func ingestOf(ref string) lease.Resource {
+	return lease.Resource{ID: ref, Type: lease.TypeIngests}
+}

@@ -1,0 +1,377 @@
+package contentd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/filter"
+	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/label"
+	"github.com/gantryd/gantry/services/lease"
+	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/outbox"
+	"github.com/gantryd/gantry/services/suite"
+)
+
+// Needs is what contentd uses of the others.
+type Needs struct {
+	Leases lease.Registry
+	Events event.Publisher
+	Log    *slog.Logger
+}
+
+// A Store is the content of every namespace.
+type Store struct {
+	cfg   Config
+	needs Needs
+	log   *slog.Logger
+	kv    *kv.DB
+	db    database // kv, but for tests
+	disk  disk
+	box   *outbox.Box
+	now   func() time.Time
+
+	// digests are locked while a file in blobs/ comes or goes.
+	digests [256]sync.Mutex
+
+	// bell has an item when there is something to collect.
+	bell chan struct{}
+
+	// mu guards the fields below it.
+	mu      sync.Mutex
+	writers map[held]*writer
+	pins    map[digest.Digest]int  // by writers that borrow
+	lost    map[digest.Digest]bool // have a record and no file
+}
+
+// held is a ref that has a writer.
+type held struct{ namespace, ref string }
+
+var (
+	_ content.Stores   = (*Store)(nil)
+	_ lease.Members    = (*Store)(nil)
+	_ namespace.Holder = (*Store)(nil)
+	_ content.Store    = (*scoped)(nil)
+	_ content.Reader   = (*reader)(nil)
+	_ content.Writer   = (*writer)(nil)
+)
+
+// Open opens or makes the store at cfg.Root and sets right what a crash left
+// there. A directory of another daemon's, or of a newer contentd's, is
+// [errdefs.ErrFailedPrecondition].
+func Open(cfg Config, needs Needs) (*Store, error) {
+	return open(cfg, needs, osDisk{}, func(db *kv.DB) database { return db })
+}
+
+func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Store, error) {
+	if err := cfg.Check(); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if needs.Log == nil {
+		needs.Log = slog.New(slog.DiscardHandler)
+	}
+	// The database says whose directory it is, before anything in it changes.
+	db, err := kv.Open(kv.Options{
+		Dir:    filepath.Join(cfg.Root, "db"),
+		Owner:  suite.Contentd,
+		Schema: schema,
+		Log:    needs.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		cfg:     cfg,
+		needs:   needs,
+		log:     needs.Log,
+		kv:      db,
+		db:      records(db),
+		disk:    d,
+		now:     func() time.Time { return time.Now().UTC() },
+		bell:    make(chan struct{}, 1),
+		writers: make(map[held]*writer),
+		pins:    make(map[digest.Digest]int),
+		lost:    make(map[digest.Digest]bool),
+	}
+	if s.box, err = outbox.Open(db, suite.Contentd, s.log); err == nil {
+		err = s.reconcile()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("content at %s: %w", cfg.Root, kind(err)), db.Close())
+	}
+	return s, nil
+}
+
+// Close ends the store. Its writers and readers are to be closed before.
+func (s *Store) Close() error { return s.kv.Close() }
+
+// Publish tells the bus what happened, until ctx ends. It is a work of the
+// daemon's.
+func (s *Store) Publish(ctx context.Context) error { return s.box.Publish(ctx, s.needs.Events) }
+
+// In implements [content.Stores].
+func (s *Store) In(scope namespace.Scope) content.Store { return &scoped{s, scope} }
+
+// A scoped is the store as one scope sees it.
+type scoped struct {
+	*Store
+	scope namespace.Scope
+}
+
+// Info implements [content.Blobs].
+func (c *scoped) Info(_ context.Context, d digest.Digest) (content.Info, error) {
+	if err := content.CheckDigest(d); err != nil {
+		return content.Info{}, err
+	}
+	var b blob
+	err := c.db.View(func(tx *kv.Tx) (err error) {
+		b, err = c.blob(tx, d)
+		return err
+	})
+	return b.info(d), err
+}
+
+// Update implements [content.Blobs].
+func (c *scoped) Update(ctx context.Context, info content.Info, fields ...string) (content.Info, error) {
+	if err := content.CheckDigest(info.Digest); err != nil {
+		return content.Info{}, err
+	}
+	var b blob
+	err := c.db.Update(ctx, func(tx *kv.Tx) (err error) {
+		if b, err = c.blob(tx, info.Digest); err != nil {
+			return err
+		}
+		if b.Labels, err = label.Update(b.Labels, info.Labels, fields); err != nil {
+			return err
+		}
+		b.Updated = c.now()
+		return tx.PutJSON(blobKey(c.scope.Name, info.Digest), b)
+	})
+	if err != nil {
+		return content.Info{}, err
+	}
+	return b.info(info.Digest), nil
+}
+
+// listBatch is how many infos List reads at once: it holds no transaction while
+// its caller is at work.
+const listBatch = 100
+
+// List implements [content.Blobs].
+func (c *scoped) List(ctx context.Context, filters ...string) iter.Seq2[content.Info, error] {
+	return func(yield func(content.Info, error) bool) {
+		f, err := filter.Parse(filters...)
+		for from, more := []byte(nil), true; more; {
+			var batch []content.Info
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err == nil {
+				batch, from, err = c.list(f, from)
+			}
+			if err != nil {
+				yield(content.Info{}, err)
+				return
+			}
+			for _, info := range batch {
+				if !yield(info, nil) {
+					return
+				}
+			}
+			more = from != nil
+		}
+	}
+}
+
+// list returns the infos that match among the next listBatch, and the key to go
+// on from, if there is more.
+func (c *scoped) list(f filter.Filter, from []byte) (batch []content.Info, next []byte, err error) {
+	err = c.db.View(func(tx *kv.Tx) error {
+		seen := 0
+		for key := range tx.Scan(blobKey(c.scope.Name, ""), from) {
+			if seen++; seen > listBatch {
+				next = key
+				break
+			}
+			d := digestAt(key, 2)
+			b, err := c.blob(tx, d)
+			if errors.Is(err, errdefs.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if info := b.info(d); f.Match(info.Field) {
+				batch = append(batch, info)
+			}
+		}
+		return nil
+	})
+	return batch, next, err
+}
+
+// Delete implements [content.Blobs].
+func (c *scoped) Delete(ctx context.Context, d digest.Digest) error {
+	if err := content.CheckDigest(d); err != nil {
+		return err
+	}
+	ns := c.scope.Name
+	return c.db.Release(ctx, func(tx *kv.Tx) error {
+		// A blob whose bytes are lost has a record to delete all the same.
+		if ok, err := present(tx, blobKey(ns, d)); err != nil || !ok {
+			return errors.Join(err, missing(d))
+		}
+		if err := errors.Join(tx.Delete(blobKey(ns, d)), tx.Delete(haveKey(d, ns))); err != nil {
+			return err
+		}
+		if c.scope.Lease != "" {
+			if err := leave(tx, ns, contentOf(d), c.scope.Lease); err != nil {
+				return err
+			}
+		}
+		if err := c.trash(tx, d); err != nil {
+			return err
+		}
+		return c.box.Add(ctx, tx, event.New(ns, c.now(), event.ContentDelete{Digest: d.String()}))
+	})
+}
+
+func missing(d digest.Digest) error { return fmt.Errorf("content %s: %w", d, errdefs.ErrNotFound) }
+
+// trash notes that the bytes can be collected, unless somebody has them.
+func (s *Store) trash(tx *kv.Tx, d digest.Digest) error {
+	if had(tx, d) {
+		return nil
+	}
+	tx.After(s.ring)
+	return tx.PutJSON(trashKey(d), trash{Since: s.now()})
+}
+
+// Open implements [content.Blobs].
+func (c *scoped) Open(ctx context.Context, d digest.Digest) (content.Reader, error) {
+	info, err := c.Info(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.openBlob(d, info.Size)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	// Deleted, or collected and committed again, since Info; or it is lost.
+	defer c.lock(d)()
+	if info, err = c.Info(ctx, d); err != nil {
+		return nil, err
+	}
+	if r, err = c.openBlob(d, info.Size); errors.Is(err, fs.ErrNotExist) {
+		c.lose(d)
+		return nil, missing(d)
+	}
+	return r, err
+}
+
+// openBlob returns only what has as many bytes as its record says.
+func (s *Store) openBlob(d digest.Digest, size int64) (content.Reader, error) {
+	f, err := os.OpenFile(s.path(d), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, kind(err)
+	}
+	fi, err := f.Stat()
+	if err == nil && fi.Size() != size {
+		err = fmt.Errorf("content %s has %d bytes, not %d: %w", d, fi.Size(), size, errdefs.ErrDataLoss)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &reader{f: f, size: size}, nil
+}
+
+// A reader reads from a file that is open, whatever becomes of its name.
+type reader struct {
+	f    *os.File
+	size int64
+}
+
+var _ io.ReaderAt = (*reader)(nil)
+
+func (r *reader) ReadAt(p []byte, off int64) (int, error) { return r.f.ReadAt(p, off) }
+
+func (r *reader) Size() int64 { return r.size }
+
+func (r *reader) Close() error { return r.f.Close() }
+
+// blob reads the record of a blob whose bytes are there.
+func (c *scoped) blob(tx *kv.Tx, d digest.Digest) (blob, error) {
+	var b blob
+	err := tx.GetJSON(blobKey(c.scope.Name, d), &b)
+	if errors.Is(err, errdefs.ErrNotFound) || err == nil && c.isLost(d) {
+		return blob{}, missing(d)
+	}
+	return b, err
+}
+
+// path is where the bytes of a digest are that was checked.
+func (s *Store) path(d digest.Digest) string {
+	return filepath.Join(s.blobs(d.Algorithm()), d.Encoded())
+}
+
+func (s *Store) blobs(a digest.Algorithm) string {
+	return filepath.Join(s.cfg.Root, "blobs", a.String())
+}
+
+func (s *Store) ingests() string { return filepath.Join(s.cfg.Root, "ingest") }
+
+func (s *Store) ingestPath(name string) string { return filepath.Join(s.ingests(), name) }
+
+// lock locks a digest.
+func (s *Store) lock(d digest.Digest) (unlock func()) {
+	h := fnv.New32a()
+	io.WriteString(h, string(d)) // never fails
+	mu := &s.digests[h.Sum32()%uint32(len(s.digests))]
+	mu.Lock()
+	return mu.Unlock
+}
+
+func (s *Store) isLost(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lost[d]
+}
+
+// lose notes that a blob has records and no bytes.
+func (s *Store) lose(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost[d] = true
+	s.log.Error("the bytes of a blob are gone: it counts as absent", "digest", d)
+}
+
+// find notes that the bytes are there.
+func (s *Store) find(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.lost, d)
+}
+
+// ring wakes Collect.
+func (s *Store) ring() {
+	select {
+	case s.bell <- struct{}{}:
+	default:
+	}
+}
