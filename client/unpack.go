@@ -49,7 +49,8 @@ func (n *Namespace) withLease(ctx context.Context, f func(lease string) error) e
 	// What is left if this fails too expires.
 	ctx, cancel := clean(ctx)
 	defer cancel()
-	if e := onlyDone(leases.Delete(ctx, id, false)); e != nil && err == nil {
+	e := once(ctx, func(ctx context.Context) error { return onlyDone(leases.Delete(ctx, id, false)) })
+	if e != nil && err == nil {
 		return fmt.Errorf("lease %s: %w", id, e)
 	}
 	return err
@@ -148,5 +149,5 @@ func setLabel(ctx context.Context, blobs content.Blobs, d digest.Digest, key, va
 func (u unpacker) drop(ctx context.Context, key string) error {
 	ctx, cancel := clean(ctx)
 	defer cancel()
-	return onlyDone(u.snapshots.Remove(ctx, key))
+	return once(ctx, func(ctx context.Context) error { return onlyDone(u.snapshots.Remove(ctx, key)) })
 }

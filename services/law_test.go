@@ -89,6 +89,7 @@ var law = []struct{ from, may string }{
 
 	// The SDK: contracts, and the wires to reach them.
 	{"client", nouns + "services/*/*rpc services/event/eventnats services/rpc client/* disks"},
+	{"client/clienttest", nouns + "services/*/*test client"},
 	{"client/*", nouns + "services/*/*rpc services/event/eventnats services/rpc client/* disks"},
 
 	// The process. Only here do flags, signals and exit codes exist.
