@@ -18,6 +18,7 @@ import (
 
 // daemons are the recipes, by the daemon's name; each is in a file of its own.
 var daemons = map[string]func(ctx context.Context, log *slog.Logger, args []string) error{
+	suite.Contentd: contentdMain,
 	suite.Eventbus: eventbusMain,
 	suite.Gatewayd: gatewaydMain,
 	suite.Imaged:   imagedMain,

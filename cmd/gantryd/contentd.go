@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+
+	"github.com/gantryd/gantry/contentd"
+	"github.com/gantryd/gantry/services/content/contentrpc"
+	"github.com/gantryd/gantry/services/daemon"
+	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/lease/leaserpc"
+	"github.com/gantryd/gantry/services/namespace/namespacerpc"
+	"github.com/gantryd/gantry/services/rpc"
+	"github.com/gantryd/gantry/services/suite"
+)
+
+type contentdConfig struct {
+	daemon.Common
+	contentd.Config
+}
+
+func (c contentdConfig) Check() error {
+	return errors.Join(c.Common.Check(), c.Config.Check())
+}
+
+// contentdMain keeps blobs. Which leases exist is known by imaged.
+func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
+	cfg := contentdConfig{daemon.Default(), contentd.Default()}
+	if err := daemon.Configure(&cfg, suite.Contentd, args, log); err != nil {
+		return err
+	}
+	imaged, err := rpc.Dial(suite.Socket(cfg.Sockets, suite.Imaged))
+	if err != nil {
+		return err
+	}
+	defer imaged.Close()
+	bus, err := eventnats.Dial(suite.NATSSocket(cfg.Sockets))
+	if err != nil {
+		return err
+	}
+	defer bus.Close()
+	store, err := contentd.Open(cfg.Config, contentd.Needs{
+		Leases: leaserpc.NewRegistry(imaged),
+		Events: bus,
+		Log:    log,
+	})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	lis, err := daemon.Listen(cfg.Common, suite.Contentd)
+	if err != nil {
+		return err
+	}
+	srv := rpc.NewServer(suite.Contentd, log, rpc.WithOperators(cfg.Group))
+	contentrpc.Register(srv, store)
+	leaserpc.RegisterMembers(srv, store)
+	namespacerpc.RegisterHolder(srv, store)
+	return daemon.Serve(ctx, daemon.Serving{
+		Name:      suite.Contentd,
+		Common:    cfg.Common,
+		Server:    srv,
+		Listeners: []net.Listener{lis},
+		Plugins:   contentdPlugins,
+		Log:       log,
+	}, store.Publish, store.Collect)
+}
+
+// contentdPlugins are what clients that look for plugins find here.
+var contentdPlugins = []suite.Plugin{
+	{Type: "io.containerd.content.v1", ID: "content"},
+	{Type: "io.containerd.service.v1", ID: "content-service"},
+	{Type: "io.containerd.grpc.v1", ID: "content"},
+}

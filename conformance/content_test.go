@@ -1,0 +1,99 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	leaseapi "github.com/containerd/containerd/api/services/leases/v1"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/content/testsuite"
+	"github.com/containerd/containerd/v2/core/leases"
+	leaseproxy "github.com/containerd/containerd/v2/core/leases/proxy"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/gantryd/gantry/contentd"
+	"github.com/gantryd/gantry/services/content/contentrpc"
+	"github.com/gantryd/gantry/services/lease/leaserpc"
+	"github.com/gantryd/gantry/services/lease/leasetest"
+	"github.com/gantryd/gantry/services/rpc"
+)
+
+// TestContent runs containerd's suite for content stores on contentd, through
+// containerd's own client and a real socket.
+func TestContent(t *testing.T) {
+	testsuite.ContentSuite(t, "content", openContent)
+}
+
+// TestContentShared runs its suite for what namespaces share.
+func TestContentShared(t *testing.T) {
+	testsuite.ContentCrossNSSharedSuite(t, "shared", openContent)
+}
+
+// openContent serves a new contentd on a socket and returns containerd's client
+// of it. Each context that the suite derives is a namespace of its own with a
+// lease, as containerd's own client tests have it.
+func openContent(ctx context.Context, root string) (context.Context, content.Store, func() error, error) {
+	quiet := slog.New(slog.DiscardHandler)
+	cfg := contentd.Default()
+	cfg.Root = filepath.Join(root, "contentd")
+	known := &leasetest.Memory{}
+	store, err := contentd.Open(cfg, contentd.Needs{Leases: known, Log: quiet})
+	if err != nil {
+		return ctx, nil, nil, err
+	}
+	collecting, stop := context.WithCancel(context.Background())
+	collected := make(chan error, 1)
+	go func() { collected <- store.Collect(collecting) }()
+
+	socket := filepath.Join(root, "s")
+	lis, err := net.Listen("unix", socket)
+	if err != nil {
+		stop()
+		return ctx, nil, nil, err
+	}
+	srv := rpc.NewServer("contentd", quiet)
+	contentrpc.Register(srv, store)
+	leaserpc.Register(srv, known)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(lis) }()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		stop()
+		return ctx, nil, nil, err
+	}
+
+	name := testsuite.Name(ctx)
+	manager := leaseproxy.NewLeaseManager(leaseapi.NewLeasesClient(conn))
+	var count atomic.Uint64
+	ctx = testsuite.SetContextWrapper(ctx, func(ctx context.Context, _ bool) (context.Context, func(context.Context) error, error) {
+		id := fmt.Sprintf("%s-%d", name, count.Add(1))
+		ctx = namespaces.WithNamespace(ctx, id)
+		l, err := manager.Create(ctx, leases.WithID(id))
+		if err != nil {
+			return ctx, nil, err
+		}
+		return leases.WithLease(ctx, l.ID), func(ctx context.Context) error { return manager.Delete(ctx, l) }, nil
+	})
+	return ctx, proxy.NewContentStore(conn), func() error {
+		stop()
+		err := errors.Join(conn.Close(), notCanceled(<-collected))
+		srv.Stop()
+		return errors.Join(err, <-served, store.Close())
+	}, nil
+}
+
+func notCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
