@@ -70,7 +70,7 @@ func parseStarted(output []byte) (task.ShimAddress, error) {
 	if bytes.HasPrefix(trimmed, []byte("{")) {
 		var a task.ShimAddress
 		if err := json.Unmarshal(trimmed, &a); err != nil {
-			return a, fmt.Errorf("answer of the shim: %w: %w", err, errdefs.ErrInvalidArgument)
+			return a, fmt.Errorf("answer of the shim: %v: %w", err, errdefs.ErrInvalidArgument)
 		}
 		if a.Version < 2 {
 			return a, fmt.Errorf("unsupported shim version (%d): %w", a.Version, errdefs.ErrNotImplemented)
@@ -130,11 +130,11 @@ func (Protocol) Connect(ctx context.Context, namespace string, a task.ShimAddres
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(a.Address, "unix://"))
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("shim at %s: %w: %w", a.Address, err, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("shim at %s: %v: %w", a.Address, err, errdefs.ErrNotFound)
 	case err != nil && ctx.Err() != nil:
 		return nil, fmt.Errorf("shim at %s: %w", a.Address, ctx.Err())
 	case err != nil:
-		return nil, fmt.Errorf("shim at %s: %w: %w", a.Address, err, errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("shim at %s: %v: %w", a.Address, err, errdefs.ErrUnavailable)
 	}
 	return newClient(conn, namespace, a.Version), nil
 }

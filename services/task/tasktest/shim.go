@@ -32,6 +32,7 @@ type Shim struct {
 	paused    bool
 	conns     map[*conn]bool
 	dead      bool
+	ended     chan struct{} // closed with dead
 	mute      chan struct{} // not nil: nothing is answered until it is closed
 	running   sync.WaitGroup
 }
@@ -61,6 +62,7 @@ func NewShim(programs Programs) *Shim {
 		pid:       nextPid(),
 		processes: make(map[string]*process),
 		conns:     make(map[*conn]bool),
+		ended:     make(chan struct{}),
 	}
 }
 
@@ -103,19 +105,19 @@ func (s *Shim) Die() {
 }
 
 func (s *Shim) dieLocked() {
+	if s.dead {
+		return
+	}
 	s.dead = true
+	close(s.ended)
 	for c := range s.conns {
 		close(c.done)
 	}
 	clear(s.conns)
 }
 
-// Dead reports whether the shim has ended.
-func (s *Shim) Dead() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.dead
-}
+// Ended is closed when the shim has ended.
+func (s *Shim) Ended() <-chan struct{} { return s.ended }
 
 // Clean is what the delete command of a shim does: it kills what is left of the
 // task and says how it ended.
@@ -163,7 +165,7 @@ func (s *Shim) create(spec []byte, io task.IO) (uint32, error) {
 		} `json:"process"`
 	}
 	if err := json.Unmarshal(spec, &c); err != nil {
-		return 0, fmt.Errorf("OCI spec: %w: %w", err, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("OCI spec: %v: %w", err, errdefs.ErrInvalidArgument)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -235,7 +237,7 @@ func (s *Shim) Exec(_ context.Context, r task.ExecRequest) error {
 		Args []string `json:"args"`
 	}
 	if err := json.Unmarshal(r.Spec.Data, &spec); err != nil {
-		return fmt.Errorf("process spec: %w: %w", err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("process spec: %v: %w", err, errdefs.ErrInvalidArgument)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
