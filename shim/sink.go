@@ -48,7 +48,7 @@ func openSink(uri string, log *slog.Logger) (sink, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &fifoSink{f: f, closed: make(chan struct{}), lost: losses{log: log.With("stream", path)}}, nil
+		return &fifoSink{f: f, patience: readerPatience, closed: make(chan struct{}), lost: losses{log: log.With("stream", path)}}, nil
 	case "file":
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, fmt.Errorf("stream %q: %w", uri, err)
@@ -126,8 +126,9 @@ type fifoSink struct {
 	closed chan struct{}
 	once   sync.Once // closes closed
 
-	alone time.Time // since when the FIFO is full and nobody reads
-	lost  losses
+	patience time.Duration
+	alone    time.Time // since when the FIFO is full and nobody reads
+	lost     losses
 }
 
 // Write implements sink.
@@ -194,7 +195,7 @@ func (s *fifoSink) waitForReader() bool {
 	if s.alone.IsZero() {
 		s.alone = now
 	}
-	if now.Sub(s.alone) >= readerPatience {
+	if now.Sub(s.alone) >= s.patience {
 		return false
 	}
 	select {

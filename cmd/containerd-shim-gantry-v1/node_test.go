@@ -57,16 +57,15 @@ func build(t testing.TB) string {
 			t.Fatal(err)
 		}
 	}
-	for out, pkg := range map[string]string{
-		"containerd-shim-gantry-v1": ".",
-		"rootfs/probe":              "../../shim/testdata/probe",
-	} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, out), pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	goBuild := func(out, pkg string, env, flags []string) {
+		cmd := exec.Command("go", append(append([]string{"build", "-o", filepath.Join(dir, out)}, flags...), pkg)...)
+		cmd.Env = append(os.Environ(), env...)
 		if b, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("build %s: %v\n%s", pkg, err, b)
 		}
 	}
+	goBuild("containerd-shim-gantry-v1", ".", nil, raceFlags)
+	goBuild("rootfs/probe", "../../shim/testdata/probe", []string{"CGO_ENABLED=0"}, nil) // static
 	return dir
 }
 
@@ -111,6 +110,11 @@ func (n *node) check() {
 		for _, l := range left {
 			n.Error("left:", l)
 		}
+	}
+	races, _ := filepath.Glob(filepath.Join(n.dir, "race*"))
+	for _, r := range races {
+		b, _ := os.ReadFile(r)
+		n.Errorf("%s", b)
 	}
 	os.RemoveAll(n.dir)
 }
@@ -262,7 +266,7 @@ func (k *testTask) command(action string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(k.programs, "containerd-shim-gantry-v1"), k.flags(action)...)
 	cmd.Dir = k.bundle
 	cmd.Stdin = bytes.NewReader(k.params())
-	cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+k.address+".ttrpc", "GOMAXPROCS=2")
+	cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+k.address+".ttrpc", "GOMAXPROCS=2", "GORACE=halt_on_error=1 atexit_sleep_ms=0 log_path="+filepath.Join(k.dir, "race"))
 	return cmd
 }
 

@@ -1,0 +1,6 @@
+//go:build race
+
+package main
+
+// raceFlags are those of the shim that a test with -race drives.
+var raceFlags = []string{"-race"}
