@@ -22,6 +22,7 @@ var daemons = map[string]func(ctx context.Context, log *slog.Logger, args []stri
 	suite.Eventbus: eventbusMain,
 	suite.Gatewayd: gatewaydMain,
 	suite.Imaged:   imagedMain,
+	suite.Taskd:    taskdMain,
 }
 
 func main() {
