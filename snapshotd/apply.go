@@ -1,0 +1,230 @@
+package snapshotd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/diff"
+	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/layer"
+)
+
+// stallTime is how long the content store may send nothing of a layer.
+const stallTime = 30 * time.Second
+
+// layers extracts layers into snapshots.
+type layers struct{ s *Store }
+
+var _ diff.Services = layers{}
+
+// In implements diff.Services.
+func (l layers) In(scope namespace.Scope) diff.Service { return applier{s: l.s, scope: scope} }
+
+type applier struct {
+	s     *Store
+	scope namespace.Scope
+}
+
+// Apply implements diff.Service. The mounts say which snapshot is meant, and
+// must be those of an active one of the namespace: this daemon never mounts
+// what a caller describes, so that whoever may have layers applied cannot have
+// them applied to anything else of the host.
+func (a applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, o diff.ApplyOptions) (ocispec.Descriptor, error) {
+	if err := ctx.Err(); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	t, err := a.target(mounts)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	release, err := a.s.hold(ctx, t.id)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer release()
+	select {
+	case a.s.applies <- struct{}{}:
+		defer func() { <-a.s.applies }()
+	case <-ctx.Done():
+		return ocispec.Descriptor{}, ctx.Err()
+	}
+	start := time.Now()
+	res, err := a.extract(ctx, desc, t)
+	if err == nil && o.SyncFS {
+		err = a.s.disk.SyncFS(a.s.path(t.id))
+	}
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	a.s.log.Debug("applied a layer", "digest", desc.Digest, "entries", res.Entries, "size", res.Size, "time", time.Since(start))
+	if res.Dropped > 0 {
+		a.s.log.Info("left out extended attributes of a layer", "digest", desc.Digest, "count", res.Dropped)
+	}
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: res.DiffID, Size: res.Size}, nil
+}
+
+// Diff implements diff.Service.
+func (a applier) Diff(_ context.Context, _, _ []mount.Mount, o diff.DiffOptions) (ocispec.Descriptor, error) {
+	return ocispec.Descriptor{}, fmt.Errorf("make a layer of media type %q: %w", o.MediaType, errdefs.ErrNotImplemented)
+}
+
+// A target is an active snapshot, found by its mounts.
+type target struct {
+	id       uint64
+	lower    []uint64
+	detached bool
+}
+
+var errMounts = fmt.Errorf("not the mounts of an active snapshot of the namespace: %w", errdefs.ErrInvalidArgument)
+
+func (a applier) target(mounts []mount.Mount) (target, error) {
+	var t target
+	id, alone, err := a.s.find(mounts)
+	if err != nil {
+		return t, fmt.Errorf("mounts %.300q: %w", fmt.Sprint(mounts), err)
+	}
+	t.id = id
+	err = a.s.db.View(func(tx *kv.Tx) error {
+		var o owner
+		if err := tx.GetJSON(dirKey(id), &o); errors.Is(err, errdefs.ErrNotFound) {
+			return errMounts
+		} else if err != nil {
+			return err
+		}
+		h := shelf{o.Snapshotter, o.Namespace}
+		r, err := h.get(tx, o.Name)
+		if err != nil {
+			return err
+		}
+		if o.Namespace != a.scope.Name || r.Kind != snapshot.Active {
+			return errMounts
+		}
+		t.lower, err = h.chain(tx, r.Parent)
+		t.detached = alone && r.Parent == ""
+		return err
+	})
+	return t, err
+}
+
+// find returns the directory that mounts write to. An overlay of an upper
+// directory alone says that the layers below are to come later (a rebase).
+func (s *Store) find(mounts []mount.Mount) (id uint64, alone bool, err error) {
+	if len(mounts) != 1 {
+		return 0, false, errMounts
+	}
+	m := mounts[0]
+	dir := ""
+	switch m.Type {
+	case "bind":
+		dir = m.Source
+	case "overlay":
+		alone = true
+		for _, o := range m.Options {
+			if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
+				dir = upper
+			}
+			alone = alone && !strings.HasPrefix(o, "lowerdir=")
+		}
+	}
+	rel, ok := strings.CutPrefix(dir, s.dir+"/")
+	name, last, _ := strings.Cut(rel, "/")
+	id, err = strconv.ParseUint(name, 10, 64)
+	if !ok || err != nil || last != "fs" || slices.Contains(m.Options, "ro") {
+		return 0, false, errMounts
+	}
+	return id, alone, nil
+}
+
+// relFS is the path of a snapshot's files below the directory of snapshots.
+func relFS(id uint64) string { return filepath.Join(strconv.FormatUint(id, 10), "fs") }
+
+func attrPrefix() string {
+	if inUserNamespace() {
+		return "user.overlay."
+	}
+	return "trusted.overlay."
+}
+
+func (a applier) extract(ctx context.Context, desc ocispec.Descriptor, t target) (layer.Result, error) {
+	own, err := a.s.openFS(t.id)
+	if err != nil {
+		return layer.Result{}, err
+	}
+	defer own.Close()
+	into := layer.Target{
+		Own: own, Attr: attrPrefix(), FreeMin: a.s.cfg.FreeMin << 20,
+		Overlay: t.detached || len(t.lower) > 0, Detached: t.detached,
+	}
+	if len(t.lower) > 0 {
+		o := overlay{dir: a.s.dir, upper: relFS(t.id), work: filepath.Join(strconv.FormatUint(t.id, 10), "work"), options: a.s.options}
+		for _, id := range t.lower {
+			o.lower = append(o.lower, relFS(id))
+		}
+		into.Root = func() (*os.File, error) { return a.s.kernel.Overlay(o) }
+	}
+	return layer.Apply(ctx, desc, func(ctx context.Context) (io.ReadCloser, error) { return a.open(ctx, desc) }, into)
+}
+
+// open reads a blob of the namespace.
+func (a applier) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stalled := time.AfterFunc(stallTime, func() {
+		cancel(fmt.Errorf("content store sends nothing for %v: %w", stallTime, errdefs.ErrUnavailable))
+	})
+	r, err := a.s.needs.Content.In(namespace.Scope{Name: a.scope.Name}).Open(ctx, desc.Digest)
+	if err != nil {
+		stalled.Stop()
+		cancel(nil)
+		return nil, cause(ctx, err)
+	}
+	return &blob{r: r, section: io.NewSectionReader(r, 0, r.Size()), ctx: ctx, stalled: stalled, cancel: cancel}, nil
+}
+
+// cause is the reason why ctx ended, if it ended for one, and else err.
+func cause(ctx context.Context, err error) error {
+	if c := context.Cause(ctx); c != nil && c != ctx.Err() {
+		return c
+	}
+	return err
+}
+
+// A blob is read from its beginning to its end, within a time for each piece.
+type blob struct {
+	r       content.Reader
+	section *io.SectionReader
+	ctx     context.Context
+	stalled *time.Timer
+	cancel  context.CancelCauseFunc
+}
+
+func (b *blob) Read(p []byte) (int, error) {
+	b.stalled.Reset(stallTime)
+	n, err := b.section.Read(p)
+	b.stalled.Stop()
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = cause(b.ctx, err)
+	}
+	return n, err
+}
+
+func (b *blob) Close() error {
+	b.stalled.Stop()
+	err := b.r.Close()
+	b.cancel(nil)
+	return err
+}

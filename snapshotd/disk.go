@@ -1,0 +1,92 @@
+package snapshotd
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/snapshotd/tree"
+)
+
+// disk is every way this package changes the file system, but for what is
+// inside a snapshot, and no other. It is here so that a test can stop the
+// machine between any two changes.
+type disk interface {
+	// Mkdir makes a directory of that mode, whatever the umask; one that is
+	// there is fine.
+	Mkdir(path string, mode fs.FileMode) error
+	Chown(path string, uid, gid int) error
+
+	// SyncFS makes everything durable that was written to the file system
+	// that path is on.
+	SyncFS(path string) error
+
+	// RemoveTree removes a directory and what is in it; a missing one is fine.
+	RemoveTree(ctx context.Context, path string) error
+}
+
+// files is the real disk.
+type files struct{}
+
+func (files) Mkdir(path string, mode fs.FileMode) error {
+	if err := os.Mkdir(path, mode); errors.Is(err, fs.ErrExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
+}
+
+func (files) Chown(path string, uid, gid int) error { return os.Lchown(path, uid, gid) }
+
+func (files) SyncFS(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
+}
+
+func (files) RemoveTree(ctx context.Context, path string) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return tree.Remove(ctx, int(dir.Fd()), filepath.Base(path))
+}
+
+// ownDir makes a directory of the daemon's own, and tightens it if it was
+// found wider: what is in snapshots runs as anybody and is not to be reached
+// from outside.
+func ownDir(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o700)
+}
+
+// flagTopDir is ext4's FS_TOPDIR_FL: directories in it are spread over the
+// disk. Without it, files are slow to make where many were removed shortly
+// before, which is what unpacking after a collection does.
+const flagTopDir = 0x00020000
+
+// spread sets the flag where there is one.
+func spread(path string) {
+	f, err := os.Open(path)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil || flags&flagTopDir != 0 {
+		return
+	}
+	// A file system that cannot is as good as before.
+	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|flagTopDir))
+}

@@ -1,0 +1,161 @@
+package snapshotd
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/snapshot"
+)
+
+// A record is what is kept of a snapshot; its key is its name.
+type record struct {
+	ID      uint64            `json:"id"` // its directory
+	Kind    snapshot.Kind     `json:"kind"`
+	Parent  string            `json:"parent,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Created time.Time         `json:"created"`
+	Updated time.Time         `json:"updated"`
+	Inodes  int64             `json:"inodes,omitempty"` // of a committed one
+	Size    int64             `json:"size,omitempty"`   // of a committed one, in bytes
+}
+
+func (r record) info(name string) snapshot.Info {
+	return snapshot.Info{
+		Kind: r.Kind, Name: name, Parent: r.Parent, Labels: r.Labels, CreatedAt: r.Created, UpdatedAt: r.Updated,
+	}
+}
+
+// hasDir tells whether the snapshot has a directory: a view of something needs
+// none.
+func (r record) hasDir() bool { return r.Kind != snapshot.View || r.Parent == "" }
+
+// An owner is whose a directory is.
+type owner struct {
+	Snapshotter string `json:"snapshotter"`
+	Namespace   string `json:"namespace"`
+	Name        string `json:"name"`
+}
+
+// A piece of trash is a directory whose snapshot is gone.
+type trash struct {
+	Since time.Time `json:"since"`
+}
+
+func hexID(id uint64) string { return fmt.Sprintf("%016x", id) }
+
+func dirKey(id uint64) []byte   { return kv.Key("dir", hexID(id)) }
+func trashKey(id uint64) []byte { return kv.Key("trash", hexID(id)) }
+
+var lastKey = kv.Key("last")
+
+// idOf reads the id in a key made by dirKey or trashKey.
+func idOf(key []byte) (uint64, error) {
+	parts := kv.Parts(key)
+	id, err := strconv.ParseUint(parts[len(parts)-1], 16, 64)
+	if err != nil {
+		return 0, fmt.Errorf("key %q: %w", key, errdefs.ErrDataLoss)
+	}
+	return id, nil
+}
+
+// A shelf is the records of one namespace in one snapshotter.
+type shelf struct{ snapshotter, namespace string }
+
+func (h shelf) recordKey(name string) []byte {
+	return kv.Key("snapshot", h.snapshotter, h.namespace, name)
+}
+
+// childKey is a row without value that says that child is one of parent's.
+func (h shelf) childKey(parent, child string) []byte {
+	return kv.Key("child", h.snapshotter, h.namespace, parent, child)
+}
+
+func (h shelf) get(tx *kv.Tx, name string) (record, error) {
+	var r record
+	switch err := tx.GetJSON(h.recordKey(name), &r); {
+	case errors.Is(err, errdefs.ErrNotFound):
+		return r, fmt.Errorf("snapshot %s: %w", name, errdefs.ErrNotFound)
+	case err != nil:
+		return r, err
+	}
+	return r, nil
+}
+
+func (h shelf) exists(tx *kv.Tx, name string) (bool, error) {
+	switch _, err := tx.Get(h.recordKey(name)); {
+	case errors.Is(err, errdefs.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return true, nil
+}
+
+// put writes a record and the rows that go with it.
+func (h shelf) put(tx *kv.Tx, name string, r record) error {
+	errs := []error{tx.PutJSON(h.recordKey(name), r)}
+	if r.Parent != "" {
+		errs = append(errs, tx.Put(h.childKey(r.Parent, name), nil))
+	}
+	if r.hasDir() {
+		errs = append(errs, tx.PutJSON(dirKey(r.ID), owner{h.snapshotter, h.namespace, name}))
+	}
+	return errors.Join(errs...)
+}
+
+// drop deletes a record and the rows that go with it.
+func (h shelf) drop(tx *kv.Tx, name string, r record) error {
+	errs := []error{tx.Delete(h.recordKey(name)), tx.Delete(dirKey(r.ID))}
+	if r.Parent != "" {
+		errs = append(errs, tx.Delete(h.childKey(r.Parent, name)))
+	}
+	return errors.Join(errs...)
+}
+
+func (h shelf) hasChild(tx *kv.Tx, name string) bool {
+	for range tx.Scan(h.childKey(name, ""), nil) {
+		return true
+	}
+	return false
+}
+
+// parent returns the record of a snapshot that is to have children.
+func (h shelf) parent(tx *kv.Tx, name string) (record, error) {
+	r, err := h.get(tx, name)
+	if err != nil {
+		return r, fmt.Errorf("parent %w", err)
+	}
+	if r.Kind != snapshot.Committed {
+		return r, fmt.Errorf("parent %s is not committed: %w", name, errdefs.ErrInvalidArgument)
+	}
+	return r, nil
+}
+
+// chain returns the directories of name and of what is below it, the topmost
+// first; none for an empty name.
+func (h shelf) chain(tx *kv.Tx, name string) ([]uint64, error) {
+	var ids []uint64
+	for name != "" {
+		r, err := h.get(tx, name)
+		if err != nil {
+			return nil, fmt.Errorf("parent %w: %w", err, errdefs.ErrDataLoss)
+		}
+		ids = append(ids, r.ID)
+		name = r.Parent
+	}
+	return ids, nil
+}
+
+// raiseLast notes that ids up to id have been used.
+func raiseLast(tx *kv.Tx, id uint64) error {
+	var last uint64
+	if err := tx.GetJSON(lastKey, &last); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return err
+	}
+	return tx.PutJSON(lastKey, max(last, id))
+}

@@ -1,0 +1,333 @@
+package snapshotd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/filter"
+	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/label"
+	"github.com/gantryd/gantry/services/lease"
+	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/tree"
+)
+
+// snapshots are those of one scope in one snapshotter.
+type snapshots struct {
+	s     *Store
+	scope namespace.Scope
+	shelf
+}
+
+var _ snapshot.Store = snapshots{}
+
+// Stat implements snapshot.Store.
+func (n snapshots) Stat(_ context.Context, key string) (snapshot.Info, error) {
+	r, _, err := n.read(key)
+	return r.info(key), err
+}
+
+// read returns a record and the directories of its parents.
+func (n snapshots) read(key string) (r record, chain []uint64, err error) {
+	err = n.s.db.View(func(tx *kv.Tx) error {
+		if r, err = n.get(tx, key); err != nil {
+			return err
+		}
+		chain, err = n.chain(tx, r.Parent)
+		return err
+	})
+	return r, chain, err
+}
+
+// Update implements snapshot.Store.
+func (n snapshots) Update(ctx context.Context, info snapshot.Info, fields ...string) (snapshot.Info, error) {
+	var updated snapshot.Info
+	err := n.s.db.Update(ctx, func(tx *kv.Tx) error {
+		r, err := n.get(tx, info.Name)
+		if err != nil {
+			return err
+		}
+		if r.Labels, err = label.Update(r.Labels, info.Labels, fields); err != nil {
+			return err
+		}
+		r.Updated = time.Now().UTC()
+		updated = r.info(info.Name)
+		return tx.PutJSON(n.recordKey(info.Name), r)
+	})
+	if err != nil {
+		return snapshot.Info{}, err
+	}
+	return updated, nil
+}
+
+// Usage implements snapshot.Store.
+func (n snapshots) Usage(ctx context.Context, key string) (snapshot.Usage, error) {
+	r, _, err := n.read(key)
+	if err != nil {
+		return snapshot.Usage{}, err
+	}
+	if r.Kind != snapshot.Active {
+		return snapshot.Usage{Inodes: r.Inodes, Size: r.Size}, nil
+	}
+	u, err := n.s.measure(ctx, r.ID)
+	if errors.Is(err, os.ErrNotExist) {
+		return snapshot.Usage{}, fmt.Errorf("snapshot %s: %w", key, errdefs.ErrNotFound) // removed meanwhile
+	}
+	return u, err
+}
+
+func (s *Store) measure(ctx context.Context, id uint64) (snapshot.Usage, error) {
+	dir, err := s.openFS(id)
+	if err != nil {
+		return snapshot.Usage{}, err
+	}
+	defer dir.Close()
+	u, err := tree.Measure(ctx, int(dir.Fd()))
+	return snapshot.Usage(u), err
+}
+
+// openFS opens the files of a snapshot, for paths only.
+func (s *Store) openFS(id uint64) (*os.File, error) {
+	path := s.fs(id)
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Mounts implements snapshot.Store.
+func (n snapshots) Mounts(_ context.Context, key string) ([]mount.Mount, error) {
+	r, chain, err := n.read(key)
+	if err != nil {
+		return nil, err
+	}
+	if r.Kind == snapshot.Committed {
+		return nil, fmt.Errorf("snapshot %s is committed: %w", key, errdefs.ErrFailedPrecondition)
+	}
+	return n.s.mounts(r, chain), nil
+}
+
+// Prepare implements snapshot.Store.
+func (n snapshots) Prepare(ctx context.Context, key, parent string, o snapshot.Options) ([]mount.Mount, error) {
+	return n.create(ctx, snapshot.Active, key, parent, o)
+}
+
+// View implements snapshot.Store.
+func (n snapshots) View(ctx context.Context, key, parent string, o snapshot.Options) ([]mount.Mount, error) {
+	return n.create(ctx, snapshot.View, key, parent, o)
+}
+
+func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent string, o snapshot.Options) ([]mount.Mount, error) {
+	o.Parent = ""
+	if err := errors.Join(snapshot.CheckKey(key), o.Check(n.s.Traits())); err != nil {
+		return nil, err
+	}
+	l, err := n.s.lookup(ctx, n.scope)
+	if err != nil {
+		return nil, err
+	}
+	var chain []uint64
+	if err := n.s.db.View(func(tx *kv.Tx) error {
+		// Only to spare the directory: the answer is given below.
+		if taken, err := n.taken(tx, key, o); taken != "" || err != nil {
+			return err
+		}
+		_, chain, err = n.below(tx, parent)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+
+	r := record{ID: n.s.last.Add(1), Kind: kind, Parent: parent, Labels: label.Clean(o.Labels)}
+	// The directory before the record: a record has a directory at any
+	// moment. It is not synced: before its commit nothing in it is durable,
+	// and if it is lost, Open makes it anew.
+	if r.hasDir() {
+		if err := n.s.makeDir(r, chain); err != nil {
+			return nil, errors.Join(fmt.Errorf("snapshot %s: %w", key, err), n.s.abandon(r.ID))
+		}
+	}
+	taken, chain, err := n.insert(ctx, l, key, &r, o)
+	if err == nil && taken != "" {
+		err = fmt.Errorf("snapshot %s: %w", taken, errdefs.ErrAlreadyExists)
+	}
+	if err != nil {
+		return nil, errors.Join(err, n.s.abandon(r.ID))
+	}
+	return n.s.mounts(r, chain), nil
+}
+
+// taken returns the name of the snapshot that is there already in the place of
+// the one to be made, if any.
+func (n snapshots) taken(tx *kv.Tx, key string, o snapshot.Options) (string, error) {
+	for _, name := range []string{o.Labels[snapshot.LabelTarget], key} {
+		if name == "" {
+			continue
+		}
+		if exists, err := n.exists(tx, name); exists || err != nil {
+			return name, err
+		}
+	}
+	return "", nil
+}
+
+// below returns the parent's record and the directories under a child of it.
+func (n snapshots) below(tx *kv.Tx, parent string) (r record, chain []uint64, err error) {
+	if parent == "" {
+		return record{}, nil, nil
+	}
+	if r, err = n.parent(tx, parent); err != nil {
+		return r, nil, err
+	}
+	chain, err = n.chain(tx, parent)
+	return r, chain, err
+}
+
+// insert writes the record of a new snapshot, unless there is one already,
+// which becomes a resource of the lease in its place.
+func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *record, o snapshot.Options) (taken string, chain []uint64, err error) {
+	err = n.s.db.Update(ctx, func(tx *kv.Tx) error {
+		if taken, err = n.taken(tx, key, o); err != nil {
+			return err
+		}
+		if taken != "" {
+			return n.join(tx, l, taken)
+		}
+		if _, chain, err = n.below(tx, r.Parent); err != nil {
+			return err
+		}
+		r.Created = time.Now().UTC()
+		r.Updated = r.Created
+		if err := errors.Join(raiseLast(tx, r.ID), n.put(tx, key, *r), n.join(tx, l, key)); err != nil {
+			return err
+		}
+		if r.Kind != snapshot.Active {
+			return nil
+		}
+		// Told only if it is true: same transaction, published by the outbox.
+		return n.s.box.Add(ctx, tx, event.New(n.namespace, r.Created, event.SnapshotPrepare{
+			Key: key, Parent: r.Parent, Snapshotter: n.snapshotter,
+		}))
+	})
+	return taken, chain, err
+}
+
+// makeDir makes the directory of a snapshot, which looks like its parent's.
+func (s *Store) makeDir(r record, chain []uint64) error {
+	if err := s.disk.Mkdir(s.path(r.ID), 0o700); err != nil {
+		return err
+	}
+	if err := s.disk.Mkdir(s.fs(r.ID), 0o755); err != nil {
+		return err
+	}
+	if len(chain) > 0 {
+		var st unix.Stat_t
+		if err := unix.Lstat(s.fs(chain[0]), &st); err != nil {
+			return fmt.Errorf("parent: %w", err)
+		}
+		if err := s.disk.Chown(s.fs(r.ID), int(st.Uid), int(st.Gid)); err != nil {
+			return err
+		}
+	}
+	if r.Kind != snapshot.Active {
+		return nil
+	}
+	return s.disk.Mkdir(s.work(r.ID), 0o711)
+}
+
+// abandon removes a directory that got no record. What it leaves, Open finds.
+func (s *Store) abandon(id uint64) error {
+	return s.disk.RemoveTree(context.Background(), s.path(id))
+}
+
+// Remove implements snapshot.Store.
+func (n snapshots) Remove(ctx context.Context, key string) error {
+	err := n.s.db.Release(ctx, func(tx *kv.Tx) error {
+		r, err := n.get(tx, key)
+		if err != nil {
+			return err
+		}
+		if n.hasChild(tx, key) {
+			return fmt.Errorf("snapshot %s: cannot remove snapshot with child: %w", key, errdefs.ErrFailedPrecondition)
+		}
+		now := time.Now().UTC()
+		if err := errors.Join(n.drop(tx, key, r), n.leave(tx, n.scope.Lease, key)); err != nil {
+			return err
+		}
+		if r.hasDir() {
+			// The files are garbage from this moment, whatever happens next.
+			if err := tx.PutJSON(trashKey(r.ID), trash{Since: now}); err != nil {
+				return err
+			}
+		}
+		return n.s.box.Add(ctx, tx, event.New(n.namespace, now, event.SnapshotRemove{Key: key, Snapshotter: n.snapshotter}))
+	})
+	if err != nil {
+		return err
+	}
+	n.s.ring()
+	return nil
+}
+
+// pageMax is how many records of a list are read at once.
+const pageMax = 100
+
+// List implements snapshot.Store. Nothing is held while the caller works.
+func (n snapshots) List(ctx context.Context, filters ...string) iter.Seq2[snapshot.Info, error] {
+	return func(yield func(snapshot.Info, error) bool) {
+		f, err := filter.Parse(filters...)
+		if err != nil {
+			yield(snapshot.Info{}, err)
+			return
+		}
+		for from := n.recordKey(""); from != nil; {
+			var page []snapshot.Info
+			if page, from, err = n.page(ctx, from); err != nil {
+				yield(snapshot.Info{}, err)
+				return
+			}
+			for _, i := range page {
+				if f.Match(i.Field) && !yield(i, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// page reads records from a key on, and returns where the next page begins.
+func (n snapshots) page(ctx context.Context, from []byte) (page []snapshot.Info, next []byte, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	err = n.s.db.View(func(tx *kv.Tx) error {
+		for key := range tx.Scan(n.recordKey(""), from) {
+			if len(page) == pageMax {
+				next = key
+				return nil
+			}
+			name := kv.Parts(key)[3]
+			r, err := n.get(tx, name)
+			if err != nil {
+				return err
+			}
+			page = append(page, r.info(name))
+		}
+		return nil
+	})
+	return page, next, err
+}
+
+// Cleanup implements snapshot.Store.
+func (n snapshots) Cleanup(ctx context.Context) error { return n.s.empty(ctx) }

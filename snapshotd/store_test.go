@@ -1,0 +1,288 @@
+package snapshotd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/diff"
+	"github.com/gantryd/gantry/services/diff/diffrpc"
+	"github.com/gantryd/gantry/services/diff/difftest"
+	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/lease"
+	"github.com/gantryd/gantry/services/lease/leaserpc"
+	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/namespace/namespacerpc"
+	"github.com/gantryd/gantry/services/rpc/rpctest"
+	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/services/snapshot/snapshotrpc"
+	"github.com/gantryd/gantry/services/snapshot/snapshottest"
+	"github.com/gantryd/gantry/snapshotd/tree"
+)
+
+// needRoot skips what mounts, loudly.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: overlay mounts, owners and devices")
+	}
+}
+
+// noLeases has none; nobody publishes.
+type noLeases struct{}
+
+func (noLeases) Lookup(context.Context, namespace.Scope) (lease.Ref, error) { return lease.Ref{}, nil }
+
+func (noLeases) Publish(context.Context, event.Event) error { return nil }
+
+// testConfig's root has a plain name, unlike the test.
+func testConfig(t testing.TB) Config {
+	t.Helper()
+	cfg := Default()
+	dir, err := os.MkdirTemp("", "snapshotd-")
+	if err != nil {
+		t.Fatalf("MkdirTemp: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := (files{}).RemoveTree(context.Background(), dir); err != nil {
+			t.Errorf("RemoveTree: %v", err)
+		}
+	})
+	cfg.Root = filepath.Join(dir, "snapshotd")
+	return cfg
+}
+
+func testNeeds(t testing.TB) Needs {
+	return Needs{
+		Leases: noLeases{}, Events: noLeases{}, Content: difftest.NewBlobs(),
+		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
+	}
+}
+
+// openTest opens a store that is closed with the test.
+func openTest(t testing.TB, cfg Config, needs Needs) *Store {
+	t.Helper()
+	needRoot(t)
+	s, err := Open(cfg, needs)
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return s
+}
+
+func openLeases(t testing.TB, leases lease.Registry) *Store {
+	needs := testNeeds(t)
+	needs.Leases = leases
+	return openTest(t, testConfig(t), needs)
+}
+
+func openBlobs(t testing.TB, blobs content.Stores) *Store {
+	needs := testNeeds(t)
+	needs.Content = blobs
+	return openTest(t, testConfig(t), needs)
+}
+
+func TestSnapshots(t *testing.T) {
+	snapshottest.Run(t, func(t *testing.T, leases lease.Registry) snapshottest.Fixture {
+		s := openLeases(t, leases)
+		return snapshottest.Fixture{Stores: s, Snapshotter: Overlayfs, Traits: s.Traits(), Members: s, Holder: s}
+	})
+}
+
+func TestSnapshotsAcrossTheWire(t *testing.T) {
+	snapshottest.Run(t, func(t *testing.T, leases lease.Registry) snapshottest.Fixture {
+		s := openLeases(t, leases)
+		conn := rpctest.Pipe(t, func(r grpc.ServiceRegistrar) {
+			snapshotrpc.Register(r, s)
+			leaserpc.RegisterMembers(r, s)
+			namespacerpc.RegisterHolder(r, s)
+		})
+		return snapshottest.Fixture{
+			Stores: snapshotrpc.NewClient(conn), Snapshotter: Overlayfs, Traits: s.Traits(),
+			Members: leaserpc.NewMembers(conn), Holder: namespacerpc.NewHolder(conn),
+		}
+	})
+}
+
+func TestLayers(t *testing.T) {
+	difftest.Run(t, func(t *testing.T, blobs content.Stores) difftest.Fixture {
+		s := openBlobs(t, blobs)
+		return difftest.Fixture{Services: s.Layers(), Tree: trees{s: s, blobs: blobs}.inOrder}
+	})
+}
+
+func TestLayersAcrossTheWire(t *testing.T) {
+	difftest.Run(t, func(t *testing.T, blobs content.Stores) difftest.Fixture {
+		s := openBlobs(t, blobs)
+		conn := rpctest.Pipe(t, func(r grpc.ServiceRegistrar) { diffrpc.Register(r, s.Layers()) })
+		return difftest.Fixture{Services: diffrpc.NewClient(conn), Tree: trees{s: s, blobs: blobs}.inOrder}
+	})
+}
+
+// trees makes snapshots for layers to be applied to.
+type trees struct {
+	s     *Store
+	blobs content.Stores
+}
+
+// inOrder is a snapshot on top of those that have the layers below.
+func (m trees) inOrder(t *testing.T, scope namespace.Scope, below ...[]byte) difftest.Tree {
+	t.Helper()
+	sn := in(t, m.s, scope)
+	parent := ""
+	for i, b := range below {
+		key := fmt.Sprintf("%s layer %d of %s", t.Name(), i, digest.FromBytes(b))
+		applyLayer(t, m.s, m.blobs, scope, prepare(t, sn, key, parent), b)
+		if err := sn.Commit(t.Context(), key+" done", key, snapshot.Options{}); err != nil {
+			t.Fatalf("Commit: %v", err)
+		}
+		parent = key + " done"
+	}
+	key := fmt.Sprint(t.Name(), " on ", parent, m.s.last.Load())
+	prepare(t, sn, key, parent)
+	mounts, err := sn.Mounts(t.Context(), key)
+	if err != nil {
+		t.Fatalf("Mounts: %v", err)
+	}
+	return difftest.Tree{Mounts: mounts, Files: func(t *testing.T) map[string]string { return look(t, m.s, scope, key) }}
+}
+
+func in(t testing.TB, s *Store, scope namespace.Scope) snapshots {
+	t.Helper()
+	sn, err := s.In(scope, Overlayfs)
+	if err != nil {
+		t.Fatalf("In: %v", err)
+	}
+	return sn.(snapshots)
+}
+
+func prepare(t testing.TB, sn snapshot.Store, key, parent string) []mount.Mount {
+	t.Helper()
+	m, err := sn.Prepare(t.Context(), key, parent, snapshot.Options{})
+	if err != nil {
+		t.Fatalf("Prepare(%q, %q): %v", key, parent, err)
+	}
+	return m
+}
+
+// applyLayer applies an archive.
+func applyLayer(t testing.TB, s *Store, blobs content.Stores, scope namespace.Scope, mounts []mount.Mount, archive []byte) {
+	t.Helper()
+	d := digest.FromBytes(archive)
+	blobs.(*difftest.Blobs).Put(scope.Name, d, archive)
+	layer := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: int64(len(archive))}
+	if _, err := s.Layers().In(scope).Apply(t.Context(), layer, mounts, diff.ApplyOptions{}); err != nil {
+		t.Fatalf("Apply: %v", err)
+	}
+}
+
+// look describes what a container would see in a snapshot.
+func look(t testing.TB, s *Store, scope namespace.Scope, key string) map[string]string {
+	t.Helper()
+	r, chain, err := in(t, s, scope).read(key)
+	if err != nil {
+		t.Fatalf("files of %q: %v", key, err)
+	}
+	if r.Kind != snapshot.View {
+		chain = append([]uint64{r.ID}, chain...)
+	}
+	root, err := s.lowerTree(chain)
+	if err != nil {
+		t.Fatalf("files of %q: %v", key, err)
+	}
+	defer root.Close()
+	return describe(t, int(root.Fd()))
+}
+
+// describe describes what is below root as [difftest.Tree] wants it.
+func describe(t testing.TB, root int) map[string]string {
+	t.Helper()
+	all := make(map[string]string)
+	err := tree.Walk(t.Context(), root, func(e *tree.Entry) error {
+		what, err := describeEntry(e)
+		if err != nil {
+			return fmt.Errorf("%s: %w", e.Path(), err)
+		}
+		all[e.Path()] = what
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("Walk: %v", err)
+	}
+	return all
+}
+
+func describeEntry(e *tree.Entry) (string, error) {
+	dev := func() string { return fmt.Sprintf(" %d:%d", unix.Major(e.Stat.Rdev), unix.Minor(e.Stat.Rdev)) }
+	switch e.Stat.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		b := make([]byte, 5000)
+		n, err := unix.Readlinkat(e.Dir, e.Name, b)
+		return "link " + string(b[:max(n, 0)]), err
+	case unix.S_IFCHR:
+		return "char" + dev(), nil
+	case unix.S_IFBLK:
+		return "block" + dev(), nil
+	case unix.S_IFIFO:
+		return "pipe", nil
+	}
+	fd, err := unix.Openat(e.Dir, e.Name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	f := os.NewFile(uintptr(fd), e.Name)
+	defer f.Close()
+	what := "dir"
+	if e.Is(unix.S_IFREG) {
+		what = fmt.Sprint("file of ", e.Stat.Size)
+		if e.Stat.Size < 1000 {
+			b := make([]byte, e.Stat.Size)
+			if _, err := f.ReadAt(b, 0); err != nil && len(b) > 0 {
+				return "", err
+			}
+			what = "file " + string(b)
+		}
+	}
+	attrs, err := describeAttrs(fd)
+	return what + attrs, err
+}
+
+func describeAttrs(fd int) (string, error) {
+	b := make([]byte, 64<<10)
+	n, err := unix.Flistxattr(fd, b)
+	if err != nil {
+		return "", err
+	}
+	names := strings.Split(string(b[:n]), "\x00")
+	slices.Sort(names)
+	var all strings.Builder
+	for _, name := range names {
+		if name == "" || name == "security.selinux" {
+			continue
+		}
+		v := make([]byte, 64<<10)
+		m, err := unix.Fgetxattr(fd, name, v)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&all, " %s=%s", name, v[:m])
+	}
+	return all.String(), nil
+}

@@ -1,0 +1,135 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// An Entry is something in a tree, as [Walk] meets it.
+type Entry struct {
+	Dir  int    // the directory that it is in
+	Name string // its name there
+	Stat unix.Stat_t
+
+	path *path
+}
+
+// Path returns the entry's path from the root.
+func (e *Entry) Path() string {
+	var b strings.Builder
+	for _, l := range e.path.levels[1:] {
+		b.WriteString(l.name)
+		b.WriteByte('/')
+	}
+	b.WriteString(e.Name)
+	return b.String()
+}
+
+// Is tells whether the entry is of a type, such as [unix.S_IFDIR].
+func (e *Entry) Is(kind uint32) bool { return e.Stat.Mode&unix.S_IFMT == kind }
+
+// Walk calls visit for everything below root, each directory before what is in
+// it. It follows no link and enters nothing that is mounted there. visit may
+// remove what it is called for.
+func Walk(ctx context.Context, root int, visit func(e *Entry) error) error {
+	var p path
+	defer p.close()
+	if err := p.down(root, "."); err != nil {
+		return err
+	}
+	if err := p.visit(ctx, visit); err != nil {
+		return err
+	}
+	for {
+		l := p.here()
+		if len(l.subs) == 0 {
+			if len(p.levels) == 1 {
+				return nil
+			}
+			if _, err := p.up(); err != nil {
+				return err
+			}
+			continue
+		}
+		next := l.subs[len(l.subs)-1]
+		l.subs = l.subs[:len(l.subs)-1]
+		switch err := p.down(l.fd, next); {
+		case gone(err), errors.Is(err, unix.EXDEV):
+			continue
+		case err != nil:
+			return err
+		}
+		if err := p.visit(ctx, visit); err != nil {
+			return err
+		}
+	}
+}
+
+// visit calls fn for what is in the directory and notes the directories.
+func (p *path) visit(ctx context.Context, fn func(e *Entry) error) error {
+	scan := newScanner(p.here().fd)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		l := p.here()
+		name, isDir, err := scan.next()
+		if name == "" || err != nil {
+			return err
+		}
+		e := Entry{Dir: l.fd, Name: name, path: p}
+		switch err := unix.Fstatat(l.fd, name, &e.Stat, unix.AT_SYMLINK_NOFOLLOW); {
+		case gone(err):
+			continue
+		case err != nil:
+			return err
+		}
+		if err := fn(&e); err != nil {
+			return err
+		}
+		if isDir {
+			l.subs = append(l.subs, name)
+		}
+	}
+}
+
+func gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
+}
+
+// A Usage is what a tree occupies.
+type Usage struct {
+	Inodes int64
+	Size   int64 // bytes of disk
+}
+
+// Measure returns what the tree occupies, the root included. A file with
+// several names counts once.
+func Measure(ctx context.Context, root int) (Usage, error) {
+	var u Usage
+	linked := make(map[identity]struct{})
+	count := func(st *unix.Stat_t) {
+		if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			id := identity{uint64(st.Dev), st.Ino} //nolint:unconvert // 32 bits elsewhere
+			if _, seen := linked[id]; seen {
+				return
+			}
+			linked[id] = struct{}{}
+		}
+		u.Inodes++
+		u.Size += st.Blocks * 512
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		return Usage{}, err
+	}
+	count(&st)
+	err := Walk(ctx, root, func(e *Entry) error {
+		count(&e.Stat)
+		return nil
+	})
+	return u, err
+}
