@@ -42,7 +42,7 @@ type Container struct {
 // CreateOptions say what Create makes.
 type CreateOptions struct {
 	ID          string // empty makes one up, from the image's name
-	Image       string // the name of one that the namespace has
+	Image       string // the name of one that the namespace has; ":latest" may be left out
 	Program     Program
 	Labels      map[string]string
 	Mounts      []specs.Mount
@@ -91,11 +91,9 @@ func (n *Namespace) Create(ctx context.Context, o CreateOptions) (*Container, er
 // defaults fills in what o leaves open and returns the image.
 func (n *Namespace) defaults(ctx context.Context, o *CreateOptions) (img image.Image, err error) {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		return once(ctx, func(ctx context.Context) (err error) {
-			img, err = n.c.Images.In(n.scope("")).Get(ctx, o.Image)
-			return err
-		})
+	g.Go(func() (err error) {
+		img, err = n.image(ctx, o.Image)
+		return err
 	})
 	if o.Snapshotter == "" || o.Runtime == "" {
 		g.Go(func() error {
@@ -110,6 +108,27 @@ func (n *Namespace) defaults(ctx context.Context, o *CreateOptions) (img image.I
 	err = g.Wait()
 	if o.ID == "" {
 		o.ID = newID(o.Image)
+	}
+	return img, err
+}
+
+// image returns the image of that name, or of that name with the tag that
+// clients leave out. Names are opaque to the suite: only a person's abbreviation
+// is completed here.
+func (n *Namespace) image(ctx context.Context, name string) (image.Image, error) {
+	store := n.c.Images.In(n.scope(""))
+	get := func(name string) (img image.Image, err error) {
+		err = once(ctx, func(ctx context.Context) error {
+			img, err = store.Get(ctx, name)
+			return err
+		})
+		return img, err
+	}
+	img, err := get(name)
+	if errdefs.IsNotFound(err) && !strings.ContainsAny(name[strings.LastIndexByte(name, '/')+1:], ":@") {
+		if tagged, e := get(name + ":latest"); e == nil {
+			return tagged, nil
+		}
 	}
 	return img, err
 }

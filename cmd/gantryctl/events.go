@@ -19,6 +19,7 @@ type eventRow struct {
 	Time      time.Time       `json:"time"`
 	Namespace string          `json:"namespace"`
 	Topic     string          `json:"topic"`
+	Subject   string          `json:"subject,omitempty"`
 	Type      string          `json:"type"`
 	Payload   json.RawMessage `json:"payload,omitempty"`
 	Raw       []byte          `json:"raw,omitempty"` // of a type that nobody here knows
@@ -33,9 +34,9 @@ func eventsCommand(n *node) *cobra.Command {
 given, until it is interrupted. Filters have the fields namespace, topic and
 event.<field>.
 
-Fields with -o json, one object a line: time, namespace, topic, type, payload
-(what the event says, as protobuf JSON), raw (the same in base64, of a type that
-is not known).`,
+Fields with -o json, one object a line: time, namespace, topic, subject (what it
+is about), type, payload (what the event says, as protobuf JSON), raw (the same
+in base64, of a type that is not known).`,
 		Example: `  gantryctl events
   gantryctl events --filter 'topic~=^/tasks/' -o json`,
 		Args:        cobra.NoArgs,
@@ -101,7 +102,7 @@ func (n *node) followOnce(ctx context.Context, out io.Writer, filters []string, 
 }
 
 func printEvent(out io.Writer, output string, e event.Event) error {
-	r := eventRow{Time: e.Time, Namespace: e.Namespace, Topic: e.Topic, Type: e.Type, Payload: e.JSON, Raw: e.Raw}
+	r := eventRow{Time: e.Time, Namespace: e.Namespace, Topic: e.Topic, Subject: e.Subject, Type: e.Type, Payload: e.JSON, Raw: e.Raw}
 	if output == "json" {
 		return json.NewEncoder(out).Encode(r)
 	}

@@ -16,7 +16,10 @@ import (
 )
 
 func imageCommand(n *node) *cobra.Command {
-	c := &cobra.Command{Use: "image", Short: "Images"}
+	c := &cobra.Command{
+		Use: "image", Short: "Images", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
 	c.AddCommand(imageImport(n), imageLs(n), imageRm(n))
 	return c
 }

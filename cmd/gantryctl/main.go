@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -21,24 +22,24 @@ const (
 	exitStart  = 125
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	os.Exit(func() int { // because os.Exit skips what is deferred
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+		defer stop()
+		n := &node{dial: client.Dial, ask: askDaemon, getenv: os.Getenv, unnotify: stop}
+		defer n.close()
+		return execute(ctx, n, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	}())
+}
 
-// run exists because os.Exit skips what is deferred.
-func run(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	n := &node{
-		dial:     client.Dial,
-		ask:      askDaemon,
-		getenv:   os.Getenv,
-		unnotify: stop,
-	}
-	defer n.close()
+// execute runs a command and returns the exit code. It says on errs what went
+// wrong, in one line.
+func execute(ctx context.Context, n *node, args []string, in io.Reader, out, errs io.Writer) int {
 	root := rootCommand(n)
 	root.SetArgs(args)
-	root.SetIn(os.Stdin)
-	root.SetOut(os.Stdout)
-	root.SetErr(os.Stderr)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errs)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -48,7 +49,7 @@ func run(args []string) int {
 		exit = exitError{code: exitFailed, err: err}
 	}
 	if exit.err != nil {
-		fmt.Fprintln(os.Stderr, "gantryctl: "+n.explain(exit.err))
+		fmt.Fprintln(errs, "gantryctl: "+n.explain(exit.err))
 	}
 	return exit.code
 }

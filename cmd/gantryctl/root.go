@@ -68,8 +68,13 @@ The variables GANTRY_ADDRESS, GANTRY_SOCKETS and GANTRY_NAMESPACE stand for the
 flags of these names.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("there is no command %q", args[0])
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	f := c.PersistentFlags()
 	f.StringVar(&n.address, "address", n.env("GANTRY_ADDRESS", suite.Address), "`socket` of the suite's public door")
@@ -84,9 +89,7 @@ flags of these names.`,
 		imageCommand(n), eventsCommand(n),
 		upCommand(n), demoCommand(n), statusCommand(n), peersCommand(n), versionCommand(n),
 	)
-	for _, sub := range c.Commands() {
-		checkArgs(sub)
-	}
+	checkArgs(c)
 	return c
 }
 

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // A Program is what a process runs here in place of an executable. It returns
@@ -141,7 +142,7 @@ func (s *streams) open(path string) (*os.File, error) {
 
 func (s *streams) closeInput() {
 	if s.input != nil {
-		s.input.Close()
+		s.input.SetReadDeadline(time.Now())
 	}
 }
 
@@ -151,13 +152,32 @@ func (s *streams) close() {
 	}
 }
 
-// endsWithClose reads until the file is closed.
+// endsWithClose reads what is there until the file is closed, or until nothing
+// is there after its deadline.
 type endsWithClose struct{ f *os.File }
 
 func (r endsWithClose) Read(b []byte) (int, error) {
 	n, err := r.f.Read(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// What was written before the end is read all the same.
+		n, err = r.rest(b)
+	}
 	if errors.Is(err, os.ErrClosed) {
-		return n, io.EOF
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (r endsWithClose) rest(b []byte) (n int, err error) {
+	c, err := r.f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if e := c.Control(func(fd uintptr) { n, err = syscall.Read(int(fd), b) }); e != nil {
+		return 0, e
+	}
+	if n <= 0 {
+		return 0, io.EOF
 	}
 	return n, err
 }
