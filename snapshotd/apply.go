@@ -167,7 +167,7 @@ func (a applier) extract(ctx context.Context, desc ocispec.Descriptor, t target)
 	}
 	defer own.Close()
 	into := layer.Target{
-		Own: own, Attr: attrPrefix(), FreeMin: a.s.cfg.FreeMin << 20,
+		Own: own, Attr: attrPrefix(), FreeMin: a.s.cfg.freeMin(),
 		Overlay: t.detached || len(t.lower) > 0, Detached: t.detached,
 	}
 	if len(t.lower) > 0 {

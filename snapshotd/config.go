@@ -9,14 +9,14 @@ import (
 
 // Config says where snapshots live and how hard the machine is used.
 type Config struct {
-	Root    string `toml:"root"`         // directory for everything this daemon keeps
-	Applies int    `toml:"applies"`      // layers that are extracted at once
-	FreeMin int64  `toml:"free_min_mib"` // free disk that layers leave alone
+	Root       string `toml:"root"`         // directory for everything this daemon keeps
+	Applies    int    `toml:"applies"`      // layers that are extracted at once
+	FreeMinMiB int64  `toml:"free_min_mib"` // free disk that layers leave alone
 }
 
 // Default is the config of a node.
 func Default() Config {
-	return Config{Root: "/var/lib/gantry/snapshotd", Applies: 4, FreeMin: 256}
+	return Config{Root: "/var/lib/gantry/snapshotd", Applies: 4, FreeMinMiB: 256}
 }
 
 // rootMax is how long the root's path is at most, in bytes: the kernel takes
@@ -35,11 +35,13 @@ func (c Config) Check() error {
 		// These mean something in the options of a mount.
 		errs = append(errs, fmt.Errorf(`root: %q has one of , : \ " or a line break in it`, c.Root))
 	}
-	if c.Applies < 1 {
-		errs = append(errs, fmt.Errorf("applies: %d is not a number of layers", c.Applies))
+	if c.Applies < 1 || c.Applies > 1000 {
+		errs = append(errs, fmt.Errorf("applies: %d is not from 1 to 1000", c.Applies))
 	}
-	if c.FreeMin < 0 {
-		errs = append(errs, fmt.Errorf("free_min_mib: %d is not a size", c.FreeMin))
+	if c.FreeMinMiB < 0 || c.FreeMinMiB > 1<<30 {
+		errs = append(errs, fmt.Errorf("free_min_mib: %d is not from 0 to %d", c.FreeMinMiB, 1<<30))
 	}
 	return errors.Join(errs...)
 }
+
+func (c Config) freeMin() int64 { return c.FreeMinMiB << 20 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/diff"
@@ -138,9 +139,12 @@ func (s *Store) Traits() snapshot.Traits { return snapshot.Traits{Rebase: true} 
 
 // Plugins describe the daemon in containerd's terms.
 func (s *Store) Plugins() []suite.Plugin {
+	// Clients ask the snapshotter which platforms may be unpacked.
+	here := []string{platforms.Format(platforms.DefaultSpec())}
 	sn := suite.Plugin{
 		Type:         "io.containerd.snapshotter.v1",
 		ID:           Overlayfs,
+		Platforms:    here,
 		Exports:      map[string]string{"root": filepath.Dir(s.dir)},
 		Capabilities: []string{"rebase"},
 	}
@@ -149,7 +153,7 @@ func (s *Store) Plugins() []suite.Plugin {
 	}
 	return []suite.Plugin{
 		sn,
-		{Type: "io.containerd.differ.v1", ID: "walking"},
+		{Type: "io.containerd.differ.v1", ID: "walking", Platforms: here},
 		{Type: "io.containerd.service.v1", ID: "snapshots-service"},
 		{Type: "io.containerd.service.v1", ID: "diff-service"},
 		{Type: "io.containerd.grpc.v1", ID: "snapshots"},

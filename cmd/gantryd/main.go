@@ -18,11 +18,12 @@ import (
 
 // daemons are the recipes, by the daemon's name; each is in a file of its own.
 var daemons = map[string]func(ctx context.Context, log *slog.Logger, args []string) error{
-	suite.Contentd: contentdMain,
-	suite.Eventbus: eventbusMain,
-	suite.Gatewayd: gatewaydMain,
-	suite.Imaged:   imagedMain,
-	suite.Taskd:    taskdMain,
+	suite.Contentd:  contentdMain,
+	suite.Eventbus:  eventbusMain,
+	suite.Gatewayd:  gatewaydMain,
+	suite.Imaged:    imagedMain,
+	suite.Snapshotd: snapshotdMain,
+	suite.Taskd:     taskdMain,
 }
 
 func main() {

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+
+	"github.com/gantryd/gantry/services/content/contentrpc"
+	"github.com/gantryd/gantry/services/daemon"
+	"github.com/gantryd/gantry/services/diff/diffrpc"
+	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/lease/leaserpc"
+	"github.com/gantryd/gantry/services/namespace/namespacerpc"
+	"github.com/gantryd/gantry/services/rpc"
+	"github.com/gantryd/gantry/services/snapshot/snapshotrpc"
+	"github.com/gantryd/gantry/services/suite"
+	"github.com/gantryd/gantry/snapshotd"
+)
+
+type snapshotdConfig struct {
+	daemon.Common
+	snapshotd.Config
+}
+
+func (c snapshotdConfig) Check() error {
+	return errors.Join(c.Common.Check(), c.Config.Check())
+}
+
+// snapshotdMain keeps snapshots and extracts layers, whose bytes contentd has.
+// Which leases exist is known by imaged.
+func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
+	cfg := snapshotdConfig{daemon.Default(), snapshotd.Default()}
+	if err := daemon.Configure(&cfg, suite.Snapshotd, args, log); err != nil {
+		return err
+	}
+	contentd, err := rpc.Dial(suite.Socket(cfg.Sockets, suite.Contentd))
+	if err != nil {
+		return err
+	}
+	defer contentd.Close()
+	imaged, err := rpc.Dial(suite.Socket(cfg.Sockets, suite.Imaged))
+	if err != nil {
+		return err
+	}
+	defer imaged.Close()
+	bus, err := eventnats.Dial(suite.NATSSocket(cfg.Sockets))
+	if err != nil {
+		return err
+	}
+	defer bus.Close()
+	store, err := snapshotd.Open(cfg.Config, snapshotd.Needs{
+		Leases:  leaserpc.NewRegistry(imaged),
+		Events:  bus,
+		Content: contentrpc.NewClient(contentd),
+		Log:     log,
+	})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	lis, err := daemon.Listen(cfg.Common, suite.Snapshotd)
+	if err != nil {
+		return err
+	}
+	srv := rpc.NewServer(suite.Snapshotd, log, rpc.WithOperators(cfg.Group))
+	snapshotrpc.Register(srv, store)
+	diffrpc.Register(srv, store.Layers())
+	leaserpc.RegisterMembers(srv, store)
+	namespacerpc.RegisterHolder(srv, store)
+	return daemon.Serve(ctx, daemon.Serving{
+		Name:      suite.Snapshotd,
+		Common:    cfg.Common,
+		Server:    srv,
+		Listeners: []net.Listener{lis},
+		Plugins:   store.Plugins(),
+		Log:       log,
+	}, store.Publish, store.Collect)
+}

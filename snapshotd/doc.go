@@ -1,0 +1,77 @@
+// Package snapshotd keeps snapshots, stacks of directory trees, and extracts
+// layers into them. It describes mounts and owns none.
+//
+// # On disk
+//
+//	<root>/overlayfs/snapshots/<id>/fs     the files of one snapshot, 0755
+//	<root>/overlayfs/snapshots/<id>/work   scratch of overlayfs, if it is active
+//	<root>/overlayfs/probe/                to see whether overlays can be made
+//	<root>/db/                             records, see package kv
+//
+// A view of something has no directory. Ids are never used again. The records,
+// by key:
+//
+//	snapshot <snapshotter> <namespace> <name>          id, kind, parent, labels, times, usage
+//	child <snapshotter> <namespace> <parent> <child>   the same, the other way round
+//	dir <id>                                           whose directory it is
+//	trash <id>                                         a directory whose snapshot is gone
+//	member <namespace> <lease> <generation> <type> <id>   members of a lease
+//	last                                               the highest id that was used
+//	outbox, outbox.next                                see package outbox
+//
+// A layer that was extracted without its parents (a rebase is to come) leaves
+// attributes on directories, see package layer, which the commit takes away.
+//
+// # What survives a crash
+//
+// Everything that was acknowledged. A commit syncs the file system and then
+// writes the record, so that a committed snapshot is whole. The directory of an
+// active snapshot is not synced: before its commit nothing in it is promised,
+// and if a power failure takes it, Open makes an empty one.
+//
+// A removal writes the id to the trash in the transaction that drops the record;
+// Collect removes the files later, one directory after the other, and goes on
+// with the next if one fails. A directory without a record, left by a crash
+// between the two, is trash too. A committed snapshot without its directory is
+// reported and left alone.
+//
+// The daemon has no mount that anybody else can see. Layers are extracted
+// through an overlay that is attached nowhere and ends with its descriptor.
+// Nothing is removed when the daemon ends, and it starts without any other.
+//
+// # Layers
+//
+// The mounts of a call to Apply only say which snapshot is meant. They must be
+// those of an active snapshot of the namespace, and what is mounted is what the
+// records say: whoever may have layers extracted cannot reach another directory
+// of the host, or another namespace, by describing it. See package layer for
+// what a layer itself can do, which is nothing outside of its snapshot.
+//
+// # Locking
+//
+// A snapshot's files are held, in memory, by whoever extracts into it, commits
+// it or removes it; Apply and Commit wait for each other, Collect comes back
+// later. Store.mu guards who holds what and is a leaf. Leases are looked up
+// before anything is held. Order: held snapshot, a place among those who
+// extract, the database's turn.
+//
+// # Limits
+//
+// [Config].Applies layers are extracted at once, the others wait. Each takes at
+// most 64 MiB of memory and the disk down to [Config].FreeMinMiB. The content
+// store may send nothing of a layer for 30 seconds. A key is at most 4096 bytes
+// and a label 4096. Trash waits in the database, as long as need be.
+//
+// # Events
+//
+// /snapshot/prepare, /snapshot/commit and /snapshot/remove, each in the
+// transaction of the record.
+//
+// # Needs
+//
+// Root, for chown, mknod and mount. No network. A kernel from 5.8 (openat2 and
+// mounts without a place), better 6.8 (overlays built one layer at a time;
+// before that, a thread with a mount namespace of its own makes them). A file
+// system for overlayfs' upper directories: ext4, XFS with ftype=1, btrfs; on
+// another the daemon runs, and reports the snapshotter as missing.
+package snapshotd
