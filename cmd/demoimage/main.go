@@ -52,6 +52,9 @@ func run(out, name, program string) error {
 	if err := pack(&archive, name, b, strings.Fields(string(commands))); err != nil {
 		return err
 	}
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return err
+	}
 	// Whole or not at all: others may be reading the old one.
 	f, err := os.CreateTemp(filepath.Dir(out), ".demo-*")
 	if err != nil {
