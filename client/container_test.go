@@ -147,6 +147,19 @@ func TestInputReachesTheProgramAndEnds(t *testing.T) {
 	waitFor(t, p, 0)
 }
 
+// TestInputThatEndsAtOnceIsNotLost holds what a FIFO makes easy to get wrong:
+// the input has ended before the other side has opened it.
+func TestInputThatEndsAtOnceIsNotLost(t *testing.T) {
+	c := demoNode(t, nil)
+	for range 20 {
+		var out bytes.Buffer
+		waitFor(t, start(t, create(t, c, "cat"), client.Streams{In: strings.NewReader("typed"), Out: &out}), 0)
+		if out.String() != "typed" {
+			t.Errorf("it wrote %q", out.String())
+		}
+	}
+}
+
 func TestStartOfNoProgramLeavesNoTask(t *testing.T) {
 	c := demoNode(t, nil)
 	k := create(t, c, "nothing")

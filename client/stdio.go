@@ -34,7 +34,10 @@ type stdio struct {
 	holds   []*os.File // writing ends, so that no output ends before it has begun
 	outputs []*output
 	copies  sync.WaitGroup // of outputs
-	closing sync.Once
+
+	begun, ending sync.Once
+	open          chan struct{} // closed when the other side has opened its ends
+	done          chan struct{} // closed by close
 }
 
 // An output is copied from a FIFO to a writer.
@@ -57,18 +60,25 @@ func (s *stdio) start(in io.Reader, inEnded func()) {
 	if s.in != nil {
 		go func() {
 			io.Copy(s.in, in)
-			s.in.Close()
-			inEnded()
+			// A FIFO that nobody has open forgets what is in it.
+			select {
+			case <-s.open:
+				s.in.Close()
+				inEnded()
+			case <-s.done:
+			}
 		}()
 	}
 }
 
 // opened is called when the other side has opened its ends.
 func (s *stdio) opened() {
-	for _, f := range s.holds {
-		f.Close()
-	}
-	s.holds = nil
+	s.begun.Do(func() {
+		for _, f := range s.holds {
+			f.Close()
+		}
+		close(s.open)
+	})
 }
 
 // drain waits until the outputs of a process that has ended are at their ends.
@@ -81,7 +91,8 @@ func (s *stdio) drain() {
 
 // close ends all copying and removes the FIFOs.
 func (s *stdio) close() {
-	s.closing.Do(func() {
+	s.ending.Do(func() {
+		close(s.done)
 		s.opened()
 		if s.in != nil {
 			s.in.Close()
@@ -134,7 +145,7 @@ func (o *output) more() {
 // openStdio makes the FIFOs of the streams that are wanted, in a new directory
 // below dir.
 func openStdio(dir string, s Streams) (_ *stdio, err error) {
-	o := &stdio{io: task.IO{Terminal: s.Terminal}}
+	o := &stdio{io: task.IO{Terminal: s.Terminal}, open: make(chan struct{}), done: make(chan struct{})}
 	if s.In == nil && s.Out == nil && (s.Err == nil || s.Terminal) {
 		return o, nil
 	}

@@ -332,6 +332,22 @@ func TestEventsAreFollowed(t *testing.T) {
 	}
 }
 
+func TestEventsSayTheirPlainFields(t *testing.T) {
+	for payload, want := range map[string]string{
+		`{"id":"c1","image":"demo","runtime":{"name":"runc"},"pid":7}`:         "id=c1 image=demo pid=7",
+		`{"rootfs":[{"type":"overlay","options":["ro",{"x":1}]}],"pid":7}`:     "pid=7",
+		`{"labels":{},"name":"a","exited_at":"2026-11-21T10:00:00Z","b":true}`: "name=a exited_at=2026-11-21T10:00:00Z b=true",
+		`{}`: "",
+	} {
+		if got := (eventRow{Payload: json.RawMessage(payload)}).said(); got != want {
+			t.Errorf("%s says %q; want %q", payload, got, want)
+		}
+	}
+	if got := (eventRow{Type: "a.B", Raw: []byte("xyz")}).said(); got != "a.B, 3 bytes" {
+		t.Errorf("an event of a type that is not known says %q", got)
+	}
+}
+
 // A listener keeps what is written, and says when it begins and when it has
 // what it waits for.
 type listener struct {

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -106,10 +108,34 @@ func printEvent(out io.Writer, output string, e event.Event) error {
 	if output == "json" {
 		return json.NewEncoder(out).Encode(r)
 	}
-	said := string(r.Payload)
-	if len(r.Payload) == 0 {
-		said = fmt.Sprintf("(%s, %d bytes)", r.Type, len(r.Raw))
-	}
-	_, err := fmt.Fprintf(out, "%s %s %-18s %s\n", r.Time.Local().Format("15:04:05.000"), r.Namespace, r.Topic, said)
+	_, err := fmt.Fprintf(out, "%s %s %-20s %s\n", r.Time.Local().Format("15:04:05.000"), r.Namespace, r.Topic, r.said())
 	return err
+}
+
+// said is what an event says, for people: its plain fields. What is nested in
+// it is left to programs.
+func (r eventRow) said() string {
+	if len(r.Payload) == 0 {
+		return fmt.Sprintf("%s, %d bytes", r.Type, len(r.Raw))
+	}
+	d := json.NewDecoder(bytes.NewReader(r.Payload))
+	var words []string
+	for depth, key := 0, ""; ; {
+		token, err := d.Token()
+		if err != nil {
+			return strings.Join(words, " ")
+		}
+		delim, nests := token.(json.Delim)
+		switch {
+		case nests && (delim == '{' || delim == '['):
+			depth, key = depth+1, ""
+		case nests:
+			depth--
+		case depth != 1:
+		case key == "":
+			key = fmt.Sprint(token)
+		default:
+			words, key = append(words, fmt.Sprintf("%s=%v", key, token)), ""
+		}
+	}
 }
