@@ -81,21 +81,23 @@ func TestBadConfigs(t *testing.T) {
 	})
 }
 
-// TestMissingRunc asks for a container on a node without runc.
+// TestMissingRunc starts the suite on a node without runc, and asks a suite for
+// a runtime that is not there.
 func TestMissingRunc(t *testing.T) {
-	needRoot(t)
-	if _, err := build(); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", t.TempDir())
 	s := startSuite(t)
-	image := s.importDemo()
-	_, err := s.tryCtl("run", "--rm", image, "/bin/true")
-	if err == nil || !strings.Contains(err.Error(), "runc") || strings.Count(strings.TrimSpace(err.Error()), "\n") > 0 {
-		t.Errorf("run without runc: %v; want one line that names runc", err)
+	dir := t.TempDir()
+	c := exec.Command(filepath.Join(s.bin, "gantryctl"), "--address", filepath.Join(dir, "sock"), "up",
+		"--root", filepath.Join(dir, "root"), "--state", filepath.Join(dir, "state"))
+	c.Env = append(os.Environ(), "PATH="+dir)
+	refuses(t, c, dir, "runc is not installed", "apt-get install runc")
+
+	s.ctr("images", "import", "--local", filepath.Join(s.bin, "demo.tar"))
+	_, err := s.tryCtr("run", "--rm", "--runc-binary", "/nowhere/runc", "docker.io/library/demo:latest", "x", "/bin/true")
+	if err == nil || !strings.Contains(err.Error(), "/nowhere/runc") {
+		t.Errorf("run by a missing runc: %v; want an error that names it", err)
 	}
-	if out := s.ctl("ps", "-a", "-o", "json"); strings.Contains(out, "demo") {
-		t.Errorf("the failed run left %s", out)
+	if out := s.ctr("tasks", "ls", "-q"); out != "" {
+		t.Errorf("the failed run left the tasks %q", out)
 	}
 }
 
