@@ -25,11 +25,11 @@ func Cleanup(ctx context.Context, cfg Config, log *slog.Logger) (task.Exit, erro
 	if err := readRecord(cfg.Bundle, runtimeRecord, &state); err != nil && !errors.Is(err, os.ErrNotExist) {
 		log.Warn("it is not known how the container was made", "task", cfg.ID, "err", err)
 	}
-	killed, err := killRecorded(cfg.Bundle)
+	first, err := killRecorded(cfg.Bundle)
 	if err != nil {
 		log.Warn("the first process may live", "task", cfg.ID, "err", err)
 	}
-	exit := recordedExit(cfg.Bundle, killed)
+	exit := recordedExit(cfg.Bundle, first != nil)
 
 	var errs []error
 	r, err := newRuntime(cfg.Namespace, state.Options, newReaper())
@@ -40,6 +40,12 @@ func Cleanup(ctx context.Context, cfg Config, log *slog.Logger) (task.Exit, erro
 	case r.knows(cfg.ID):
 		errs = append(errs, r.simple(ctx, cfg.Bundle, "delete", "--force", cfg.ID))
 	}
+	if first != nil {
+		// Now, and not before: frozen processes die when the OCI runtime has
+		// thawed them.
+		errs = append(errs, first.awaitEnd(killTime))
+		first.close()
+	}
 	if state.Rootfs {
 		errs = append(errs, unmountAll(filepath.Join(cfg.Bundle, "rootfs")))
 	}
@@ -47,30 +53,32 @@ func Cleanup(ctx context.Context, cfg Config, log *slog.Logger) (task.Exit, erro
 }
 
 // killRecorded kills the first process if it lives, and no other: the record
-// tells it from a later process of the same number. It reports whether it did.
-func killRecorded(bundle string) (bool, error) {
+// tells it from a later process of the same number. It returns the process
+// that it has killed, or nil.
+func killRecorded(bundle string) (*pidfd, error) {
 	var b birth
 	if err := readRecord(bundle, initRecord, &b); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
-			return false, nil
+			return nil, nil
 		}
-		return false, err
+		return nil, err
 	}
 	p, err := openPidfd(b.Pid)
 	if err != nil {
-		return false, nil // there is no such process
+		return nil, nil // there is no such process
 	}
-	defer p.close()
 	if now, err := birthOf(b.Pid); err != nil || now != b {
-		return false, nil
+		p.close()
+		return nil, nil
 	}
 	if err := p.signal(uint32(unix.SIGKILL)); err != nil {
+		p.close()
 		if errors.Is(err, os.ErrProcessDone) {
-			return false, nil
+			err = nil
 		}
-		return false, err
+		return nil, err
 	}
-	return true, p.awaitEnd(killTime)
+	return p, nil
 }
 
 // awaitEnd waits for a process that is not ours to reap.

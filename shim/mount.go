@@ -8,12 +8,15 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/mount"
 )
+
+const detachLook = 200 * time.Microsecond // first look whether a mount has gone; then twice that, and so on
 
 // mountFlags are fstab's words for the flags of mount(2). A word that clears a
 // flag has clear set.
@@ -195,6 +198,33 @@ func commonDir(paths []string) string {
 		return ""
 	}
 	return common
+}
+
+// detachAll removes every mount on dir from the tree and returns when that is
+// so. What the kernel does after it, such as writing back all of the file
+// system under an overlay, takes what it takes: begun is told to run it.
+func detachAll(dir string, begun func(func())) error {
+	done := make(chan error, 1)
+	begun(func() { done <- unmountAll(dir) })
+	for pause := detachLook; ; pause *= 2 {
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(pause):
+			if !isMount(dir) {
+				return nil
+			}
+		}
+	}
+}
+
+// isMount reports whether something is mounted on dir, or cannot tell.
+func isMount(dir string) bool {
+	var st unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st) != nil {
+		return true
+	}
+	return st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 || st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // unmountAll removes every mount on dir; no mount is no error. One that is in

@@ -29,6 +29,7 @@ type container struct {
 	rootfs  string // mounted by us; empty if it is not
 	runtime *ociRuntime
 	cgroup  cgroup
+	hooks   bool // the OCI runtime has some to run at the start
 	shared  bool // processes outlive the first one: its PID namespace is not its own
 
 	init *process // nil until the container is created; Shim.mu guards it
@@ -49,6 +50,7 @@ type process struct {
 	// process. It is waited for with a context, which a mutex cannot.
 	slot chan struct{}
 
+	dead chan struct{} // closed when the process has ended
 	over chan struct{} // closed when the end is recorded and told
 	gone chan struct{} // closed when the process is deleted
 
@@ -69,6 +71,7 @@ func newProcess(c *container, exec, dir string, io task.IO) *process {
 	return &process{
 		c: c, exec: exec, io: io, dir: dir,
 		slot:   make(chan struct{}, 1),
+		dead:   make(chan struct{}),
 		over:   make(chan struct{}),
 		gone:   make(chan struct{}),
 		status: task.Created,
@@ -213,6 +216,7 @@ func (p *process) watch() {
 		return // the shim is being closed
 	}
 	at := time.Now().UTC()
+	close(p.dead)
 	c := p.c
 	c.shim.reaper.forget(p.fd.pid)
 	p.streams().processEnded()

@@ -2,7 +2,6 @@ package shim
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -26,7 +25,7 @@ func (s *Shim) Exec(_ context.Context, r task.ExecRequest) error {
 	if err != nil {
 		return err
 	}
-	spec, err := withTerminal(r.Spec.Data, r.IO.Terminal)
+	spec, err := execSpec(r.Spec.Data, r.IO.Terminal)
 	if err != nil {
 		return fmt.Errorf("exec %s: process: %v: %w", r.ExecID, err, errdefs.ErrInvalidArgument)
 	}
@@ -57,22 +56,6 @@ func (s *Shim) Exec(_ context.Context, r task.ExecRequest) error {
 	return nil
 }
 
-// withTerminal returns a process's description that agrees with the request.
-func withTerminal(spec []byte, terminal bool) ([]byte, error) {
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(spec, &fields); err != nil {
-		return nil, err
-	}
-	if fields == nil {
-		return nil, errors.New("it is null")
-	}
-	fields["terminal"] = json.RawMessage("false")
-	if terminal {
-		fields["terminal"] = json.RawMessage("true")
-	}
-	return json.Marshal(fields)
-}
-
 // Start implements task.Processes.
 func (s *Shim) Start(ctx context.Context, id, exec string) (uint32, error) {
 	var pid uint32
@@ -96,7 +79,7 @@ func (s *Shim) Start(ctx context.Context, id, exec string) (uint32, error) {
 }
 
 func (p *process) startInit(ctx context.Context) error {
-	if err := p.c.runtime.simple(ctx, p.c.bundle, "start", p.c.id); err != nil {
+	if err := p.c.runtime.start(ctx, p.c.id, p.c.bundle, p.c.hooks, p.dead); err != nil {
 		p.begun(task.Created)
 		return errors.Join(err, p.end())
 	}

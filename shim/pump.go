@@ -37,8 +37,10 @@ type pump struct {
 
 	delivered chan struct{} // closed when nothing more will reach dst
 	ended     chan struct{} // closed when the process has ended
+	hurried   chan struct{} // closed when nobody is waited for who does not read yet
 	stopped   chan struct{} // closed when the pump has to stop
 	endOnce   sync.Once
+	hurryOnce sync.Once
 	stopOnce  sync.Once
 }
 
@@ -47,6 +49,7 @@ func newPump(src *os.File, dst sink, bufs *buffers) *pump {
 		src: src, dst: dst, bufs: bufs,
 		delivered: make(chan struct{}),
 		ended:     make(chan struct{}),
+		hurried:   make(chan struct{}),
 		stopped:   make(chan struct{}),
 	}
 }
@@ -60,6 +63,7 @@ func (p *pump) run() {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		p.sweep()
 	}
+	p.dst.finish(p.hurried)
 	p.dst.Close()
 	close(p.delivered)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
@@ -158,6 +162,9 @@ func (p *pump) processEnded() {
 		p.src.SetReadDeadline(time.Now().Add(lingerTime))
 	})
 }
+
+// hurry ends the wait for a reader that is not there.
+func (p *pump) hurry() { p.hurryOnce.Do(func() { close(p.hurried) }) }
 
 // stop ends the pump at once.
 func (p *pump) stop() {

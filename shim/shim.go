@@ -29,7 +29,7 @@ type Shim struct {
 	queue  *queue
 	reaper *reaper
 	bufs   buffers
-	wg     sync.WaitGroup // of the processes' watchers
+	wg     sync.WaitGroup // of the processes' watchers, and of the kernel's last work on mounts
 	done   chan struct{}  // closed when the shim has to end
 
 	mu         sync.Mutex // guards what follows

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"os"
@@ -159,12 +160,12 @@ func TestIOStat(t *testing.T) {
 	}
 }
 
-func FuzzWithTerminal(f *testing.F) {
-	for _, s := range []string{`{}`, `{"terminal":true,"args":["a"],"user":{"uid":4294967295}}`, `null`, `[]`, `{"terminal":1,"terminal":2}`, `x`} {
+func FuzzExecSpec(f *testing.F) {
+	for _, s := range []string{`{}`, `{"terminal":true,"args":["a"],"user":{"uid":4294967295}}`, `null`, `[]`, `{"terminal":1,"terminal":2}`, `{"cwd":"/proc/self/fd/7"}`, `x`} {
 		f.Add([]byte(s), true)
 	}
 	f.Fuzz(func(t *testing.T, spec []byte, terminal bool) {
-		out, err := withTerminal(spec, terminal)
+		out, err := execSpec(spec, terminal)
 		if err != nil {
 			return
 		}
@@ -182,6 +183,30 @@ func FuzzWithTerminal(f *testing.F) {
 			t.Errorf("something else changed: %s", diff)
 		}
 	})
+}
+
+func TestAWorkingDirectoryInProcIsRefused(t *testing.T) {
+	for _, cwd := range []string{"/proc/self/fd/7", "/proc/1/cwd", "//proc//self", "/x/../proc/self/fd/8", "proc/self/fd/9", "/./proc/thread-self"} {
+		b, _ := json.Marshal(map[string]string{"cwd": cwd})
+		if _, err := execSpec(b, false); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("exec in %s: %v", cwd, err)
+		}
+		if _, err := execSpec(bytes.Replace(b, []byte("cwd"), []byte("CWD"), 1), false); err == nil {
+			t.Errorf("exec in %s, shouted", cwd)
+		}
+		dir := t.TempDir()
+		b, _ = json.Marshal(map[string]any{"process": map[string]string{"Cwd": cwd}})
+		os.WriteFile(filepath.Join(dir, "config.json"), b, 0o600)
+		if _, err := readSpec(dir); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("create in %s: %v", cwd, err)
+		}
+	}
+	for _, cwd := range []string{"/", "", "/proc", "/process", "/srv/proc/self"} {
+		b, _ := json.Marshal(map[string]string{"cwd": cwd})
+		if _, err := execSpec(b, false); err != nil {
+			t.Errorf("exec in %s: %v", cwd, err)
+		}
+	}
 }
 
 func FuzzLastError(f *testing.F) {

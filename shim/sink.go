@@ -28,6 +28,10 @@ const (
 // process that writes.
 type sink interface {
 	io.WriteCloser
+
+	// finish returns when what was written has a reader, or will never have
+	// one, or hurry is closed. Then Close loses nothing that can be helped.
+	finish(hurry <-chan struct{})
 }
 
 // openSink opens the far end of an output stream: a FIFO, which exists, or a
@@ -206,6 +210,45 @@ func (s *fifoSink) waitForReader() bool {
 	}
 }
 
+// finish implements sink. A client that is slow to open its end finds what a
+// quick process wrote, and the end of it.
+func (s *fifoSink) finish(hurry <-chan struct{}) {
+	late := time.NewTimer(s.patience)
+	defer late.Stop()
+	look := time.NewTicker(readerLook)
+	defer look.Stop()
+	for !s.settled() {
+		select {
+		case <-look.C:
+		case <-hurry:
+			return
+		case <-s.closed:
+			return
+		case <-late.C:
+			return
+		}
+	}
+}
+
+// settled reports whether somebody reads, or nobody can.
+func (s *fifoSink) settled() bool {
+	c, err := s.f.SyscallConn()
+	if err != nil {
+		return true
+	}
+	settled := true
+	c.Control(func(fd uintptr) {
+		var st unix.Stat_t
+		if unix.Fstat(int(fd), &st) != nil || st.Nlink == 0 {
+			return
+		}
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		_, err := ignoreEINTR(func() (int, error) { return unix.Poll(fds, 0) })
+		settled = err != nil || fds[0].Revents&unix.POLLERR == 0
+	})
+	return settled
+}
+
 // Close implements sink. It ends a Write that waits.
 func (s *fifoSink) Close() error {
 	s.once.Do(func() { close(s.closed) })
@@ -231,6 +274,9 @@ func (s *fileSink) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+// finish implements sink.
+func (s *fileSink) finish(<-chan struct{}) {}
 
 // Close implements sink.
 func (s *fileSink) Close() error { return s.f.Close() }

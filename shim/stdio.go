@@ -254,13 +254,14 @@ func (s *stdio) processEnded() {
 	}
 }
 
-// close waits until what the process wrote is delivered, for at most
+// close waits until those who read have what the process wrote, for at most
 // drainTime, and frees everything. It may be called again.
 func (s *stdio) close() {
 	s.processEnded()
 	late := time.NewTimer(drainTime)
 	defer late.Stop()
 	for _, p := range s.pumps {
+		p.hurry()
 		select {
 		case <-p.delivered:
 		case <-late.C:
@@ -300,4 +301,5 @@ func (s *stdio) abort() {
 type nowhere struct{}
 
 func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
+func (nowhere) finish(<-chan struct{})      {}
 func (nowhere) Close() error                { return nil }

@@ -70,6 +70,11 @@ func (s *Shim) idleLocked() {
 // create makes the container and its first process. What fails is undone.
 func (c *container) create(ctx context.Context, r runner.CreateRequest) (_ *process, err error) {
 	s := c.shim
+	spec, err := readSpec(r.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	c.hooks = len(spec.Hooks.Poststart) > 0
 	c.runtime, err = newRuntime(s.cfg.Namespace, r.Options, s.reaper)
 	if err != nil {
 		return nil, err
@@ -141,7 +146,7 @@ func (c *container) undo(p *process) {
 		}
 	}
 	if c.rootfs != "" {
-		if err := unmountAll(c.rootfs); err != nil {
+		if err := detachAll(c.rootfs, c.shim.wg.Go); err != nil {
 			log.Warn("a container that was not made may have left something", "err", err)
 		}
 	}
@@ -189,7 +194,7 @@ func (c *container) remove(ctx context.Context, p *process) error {
 		}
 	}
 	if c.rootfs != "" {
-		if err := unmountAll(c.rootfs); err != nil {
+		if err := detachAll(c.rootfs, s.wg.Go); err != nil {
 			return fmt.Errorf("task %s: %w", c.id, err)
 		}
 	}

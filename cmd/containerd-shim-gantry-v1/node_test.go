@@ -105,7 +105,7 @@ func (n *node) check() {
 		left := exec.Command("pgrep", "-f", n.dir).Run()
 		return left != nil
 	})
-	for _, pattern := range []string{"/sys/fs/cgroup/gantry-test/" + filepath.Base(n.dir) + "-*", "/sys/fs/cgroup/*/gantry-test/" + filepath.Base(n.dir) + "-*", n.dir + "/runc/*/*"} {
+	for _, pattern := range []string{"/sys/fs/cgroup/gantry-" + filepath.Base(n.dir) + "-*", "/sys/fs/cgroup/*/gantry-" + filepath.Base(n.dir) + "-*", n.dir + "/runc/*/*"} {
 		left, _ := filepath.Glob(pattern)
 		for _, l := range left {
 			n.Error("left:", l)
@@ -211,7 +211,7 @@ func (n *node) task(id string, args ...string) *testTask {
 			Process: &specs.Process{Args: append([]string{"/probe"}, args...), Cwd: "/", Env: []string{"PATH=/"}},
 			Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
 			Linux: &specs.Linux{
-				CgroupsPath: "/gantry-test/" + filepath.Base(n.dir) + "-" + id,
+				CgroupsPath: "/gantry-" + filepath.Base(n.dir) + "-" + id,
 				Namespaces: []specs.LinuxNamespace{
 					{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
 				},

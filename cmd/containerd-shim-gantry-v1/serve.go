@@ -289,6 +289,10 @@ func settle(log *slog.Logger, bundle, path string, s shimserve.Start) {
 		os.WriteFile(filepath.Join(bundle, pidFile), []byte(strconv.Itoa(os.Getpid())), 0o600),
 		lowerOOMScore(),
 	)
+	if os.Getenv("SCHED_CORE") != "" {
+		// Our containers share a core with nobody else's.
+		err = errors.Join(err, unix.Prctl(unix.PR_SCHED_CORE, unix.PR_SCHED_CORE_CREATE, 0, unix.PR_SCHED_CORE_SCOPE_PROCESS_GROUP, 0))
+	}
 	if s.ShimCgroup != "" {
 		err = errors.Join(err, shim.JoinCgroup(s.ShimCgroup))
 	}

@@ -46,6 +46,7 @@ func TestShim(t *testing.T) {
 		{"standard input ends when it is closed", standardInput},
 		{"an output file is appended to", outputFile},
 		{"a logging program is not implemented", loggingProgram},
+		{"a reader that comes after the end has everything", lateReader},
 		{"a terminal has a size and carries both ways", terminal},
 		{"exec tells output, exit and events in order", execTells},
 		{"exec refuses what is taken, malformed or too early", execRefuses},
@@ -58,6 +59,8 @@ func TestShim(t *testing.T) {
 		{"delete of what runs is refused", deleteRunning},
 		{"delete of what has not started kills it", deleteCreated},
 		{"delete again has the same answer", deleteAgain},
+		{"start of what has ended is refused", startDead},
+		{"a runtime of another name and one with hooks are started by themselves", startByRuntime},
 		{"a missing program fails create and leaves nothing", missingProgram},
 		{"a missing runc is named, with what to do", missingRunc},
 		{"create refuses what it cannot do and can be tried again", createRefuses},
@@ -205,6 +208,30 @@ func loggingProgram(n *node) {
 	k := n.task("a", "exit", "0").serve()
 	_, err := k.create(streams{stdout: "binary:///bin/cat?a=b"})
 	wantKind(n, "create", err, errdefs.ErrNotImplemented)
+	k.shutdown()
+}
+
+func lateReader(n *node) {
+	k := n.task("a", "echo", "hello").serve()
+	out := n.fifo("out")
+	k.mustCreate(streams{stdout: out})
+	k.mustStart("")
+	k.mustWait("")
+	if got := n.read(out)(); got != "hello\n" {
+		n.Errorf("output is %q", got)
+	}
+	k.end()
+
+	// Nobody who does not come is waited for.
+	k = n.task("b", "echo", "hello").serve()
+	k.mustCreate(streams{stdout: n.fifo("out-b")})
+	k.mustStart("")
+	k.mustWait("")
+	began := time.Now()
+	k.mustDelete("")
+	if took := time.Since(began); took > 5*time.Second {
+		n.Errorf("delete took %v", took)
+	}
 	k.shutdown()
 }
 
@@ -531,6 +558,55 @@ func deleteAgain(n *node) {
 	}
 	k.shutdown()
 	n.events.want(n, "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete")
+}
+
+func startDead(n *node) {
+	k := n.task("a", "exit", "0").serve()
+	k.mustCreate(streams{})
+	if err := k.kill("", syscall.SIGKILL, false); err != nil {
+		n.Error(err)
+	}
+	if _, err := k.shim.Start(k.ctx(), &taskpb.StartRequest{ID: k.id}); err == nil {
+		n.Error("a dead process was started")
+	}
+	if got := k.mustWait(""); got != 137 {
+		n.Errorf("exit status is %d, want 137", got)
+	}
+	_, err := k.shim.Start(k.ctx(), &taskpb.StartRequest{ID: k.id})
+	wantKind(n, "start", native(err), errdefs.ErrFailedPrecondition)
+	k.mustDelete("")
+	k.shutdown()
+	n.events.want(n, "/tasks/create", "/tasks/exit", "/tasks/delete")
+}
+
+func startByRuntime(n *node) {
+	runc, err := exec.LookPath("runc")
+	if err != nil {
+		n.Fatal(err)
+	}
+	other := filepath.Join(n.dir, "other-oci")
+	if err := os.Symlink(runc, other); err != nil {
+		n.Fatal(err)
+	}
+	for _, hooks := range []bool{false, true} {
+		k := n.task("a"+strconv.FormatBool(hooks), "exit", "5")
+		hooked := filepath.Join(n.dir, "hooked")
+		if hooks {
+			k.spec.Hooks = &specs.Hooks{Poststart: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "touch " + hooked}}}}
+		} else {
+			k.options.BinaryName = other
+		}
+		k.serve()
+		k.mustCreate(streams{})
+		k.mustStart("")
+		if got := k.mustWait(""); got != 5 {
+			n.Errorf("exit status is %d, want 5", got)
+		}
+		if _, err := os.Stat(hooked); (err == nil) != hooks {
+			n.Errorf("the hook: %v", err)
+		}
+		k.end()
+	}
 }
 
 func missingProgram(n *node) {
@@ -1062,6 +1138,19 @@ func deleteAction(n *node) {
 	n.wantNothingMounted(k)
 	if _, err := os.Stat(path); err == nil {
 		n.Error("the socket is left")
+	}
+
+	// A frozen container is removed too.
+	k = n.task("p", "sleep", "1000").serve()
+	pid = k.mustCreate(streams{})
+	k.mustStart("")
+	if _, err := k.shim.Pause(k.ctx(), &taskpb.PauseRequest{ID: k.id}); err != nil {
+		n.Errorf("pause: %v", err)
+	}
+	k.cmd.Process.Kill()
+	<-k.dead
+	if r := k.runDelete(); r.Pid != pid || r.ExitStatus != 137 {
+		n.Errorf("delete says %v, want 137 of pid %d", r, pid)
 	}
 
 	// After a delete there is nothing to do, and the exit is known.
