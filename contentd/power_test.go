@@ -1,0 +1,301 @@
+package contentd
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/kv"
+)
+
+var errPower = errors.New("the power is off")
+
+// A power is a disk and a database whose machine stops before a change. Of what
+// was written until then only what was synced is left, with the names that were
+// given since, or without them: a file system may do either.
+//
+// Only the records are real: that they are durable when they say so is
+// tested where they are made.
+type power struct {
+	osDisk
+	t         testing.TB
+	root      string
+	left      *image // the disk as it is found after the cut
+	keepNames bool
+
+	// mu guards the fields below it.
+	mu      sync.Mutex
+	cutAt   int // change before which the power goes, from 1; 0 is never
+	failAt  int // change that fails, and nothing else does; 0 is none
+	changes int
+	live    map[string]*inode // names as they are
+	durable map[string]*inode // names as they are found afterwards
+	moves   map[string]string // to from, of renames that are not durable
+}
+
+// An inode is a file, whatever its name; a directory has no bytes.
+type inode struct {
+	dir    bool
+	synced []byte
+}
+
+// newPower finds root as it was left: durable.
+func newPower(t testing.TB, root string, cutAt int, keepNames bool) *power {
+	p := &power{
+		t: t, root: root, keepNames: keepNames, cutAt: cutAt,
+		live: map[string]*inode{}, moves: map[string]string{},
+	}
+	for _, top := range []string{"blobs", "ingest"} {
+		err := filepath.WalkDir(filepath.Join(root, top), func(path string, e fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil || e.IsDir() {
+				p.live[path] = &inode{dir: true}
+				return err
+			}
+			b, err := os.ReadFile(path)
+			p.live[path] = &inode{synced: b}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.durable = maps.Clone(p.live)
+	return p
+}
+
+// open opens a store on it.
+func (p *power) open(cfg Config, needs Needs) (*Store, error) {
+	return open(cfg, needs, p, func(db *kv.DB) database { return powerDB{db, p} })
+}
+
+// change counts one, and is the error of each from the cut on. At the cut it
+// makes the image.
+func (p *power) change() error {
+	p.changes++
+	if p.changes == p.failAt {
+		return unix.EIO
+	}
+	if p.cutAt == 0 || p.changes < p.cutAt {
+		return nil
+	}
+	if p.changes == p.cutAt {
+		p.makeImage()
+	}
+	return errPower
+}
+
+// isCut says whether the power went.
+func (p *power) isCut() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cutAt > 0 && p.changes >= p.cutAt
+}
+
+func (p *power) makeImage() {
+	names := p.durable
+	if p.keepNames {
+		names = p.live
+	}
+	p.left = &image{files: map[string]inode{}}
+	for path, i := range names {
+		p.left.files[strings.TrimPrefix(path, p.root)] = *i
+	}
+}
+
+// An image is a disk as it is found after the power went, by path below the
+// root. The database has stood still since then.
+type image struct{ files map[string]inode }
+
+// restore makes the files of root what they were.
+func (i *image) restore(t testing.TB, root string) {
+	t.Helper()
+	for _, top := range []string{"blobs", "ingest"} {
+		if err := os.RemoveAll(filepath.Join(root, top)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(i.files)) {
+		f, path := i.files[path], filepath.Join(root, path)
+		// A name in a directory that has none is in no directory.
+		if _, err := os.Stat(filepath.Dir(path)); err != nil {
+			continue
+		}
+		var err error
+		if f.dir {
+			err = os.Mkdir(path, 0o755)
+		} else {
+			err = os.WriteFile(path, f.synced, 0o400)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (p *power) do(f func() error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.change(); err != nil {
+		return err
+	}
+	return f()
+}
+
+func (p *power) MkdirAll(dir string) error {
+	return p.do(func() error {
+		if err := p.osDisk.MkdirAll(dir); err != nil {
+			return err
+		}
+		if dir != p.root && p.live[dir] == nil {
+			p.live[dir] = &inode{dir: true}
+		}
+		return nil
+	})
+}
+
+func (p *power) Create(name string) (f file, err error) {
+	err = p.do(func() error {
+		inner, err := p.osDisk.Create(name)
+		if err != nil {
+			return err
+		}
+		p.live[name] = &inode{}
+		f = powerFile{inner, p, p.live[name]}
+		return nil
+	})
+	return f, err
+}
+
+func (p *power) Reopen(name string) (f file, err error) {
+	err = p.do(func() error {
+		inner, err := p.osDisk.Reopen(name)
+		if err == nil {
+			f = powerFile{inner, p, p.live[name]}
+		}
+		return err
+	})
+	return f, err
+}
+
+func (p *power) Rename(from, to string) error {
+	return p.do(func() error {
+		if err := p.osDisk.Rename(from, to); err != nil {
+			return err
+		}
+		p.live[to] = p.live[from]
+		delete(p.live, from)
+		p.moves[to] = from
+		return nil
+	})
+}
+
+func (p *power) Remove(name string) error {
+	return p.do(func() error {
+		if err := p.osDisk.Remove(name); err != nil {
+			return err
+		}
+		delete(p.live, name)
+		return nil
+	})
+}
+
+// SyncDir makes the names in a directory durable. A rename is one change, also
+// where it is between two directories.
+func (p *power) SyncDir(dir string) error {
+	return p.do(func() error {
+		if err := p.osDisk.SyncDir(dir); err != nil {
+			return err
+		}
+		in := func(path string) bool { return filepath.Dir(path) == dir }
+		for path := range p.durable {
+			if in(path) && p.live[path] == nil {
+				delete(p.durable, path)
+			}
+		}
+		for path, i := range p.live {
+			if !in(path) {
+				continue
+			}
+			p.durable[path] = i
+			if from, ok := p.moves[path]; ok {
+				delete(p.moves, path)
+				if p.live[from] == nil {
+					delete(p.durable, from)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// A powerFile is a file on such a disk.
+type powerFile struct {
+	file
+	p *power
+	i *inode
+}
+
+func (f powerFile) WriteAt(b []byte, off int64) (n int, err error) {
+	err = f.p.do(func() (err error) {
+		n, err = f.file.WriteAt(b, off)
+		return err
+	})
+	return n, err
+}
+
+func (f powerFile) Truncate(size int64) error {
+	return f.p.do(func() error { return f.file.Truncate(size) })
+}
+
+func (f powerFile) Chmod(mode fs.FileMode) error {
+	return f.p.do(func() error { return f.file.Chmod(mode) })
+}
+
+func (f powerFile) Sync() error {
+	return f.p.do(func() error {
+		if err := f.file.Sync(); err != nil {
+			return err
+		}
+		fi, err := f.file.Stat()
+		if err != nil {
+			return err
+		}
+		f.i.synced = make([]byte, fi.Size())
+		if fi.Size() > 0 {
+			_, err = f.file.ReadAt(f.i.synced, 0)
+		}
+		return err
+	})
+}
+
+// A powerDB is the records of such a machine.
+type powerDB struct {
+	database
+	p *power
+}
+
+func (db powerDB) Update(ctx context.Context, fn func(tx *kv.Tx) error) error {
+	if err := db.p.do(func() error { return nil }); err != nil {
+		return err
+	}
+	return db.database.Update(ctx, fn)
+}
+
+func (db powerDB) Release(ctx context.Context, fn func(tx *kv.Tx) error) error {
+	if err := db.p.do(func() error { return nil }); err != nil {
+		return err
+	}
+	return db.database.Release(ctx, fn)
+}
