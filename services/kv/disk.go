@@ -39,9 +39,7 @@ func prepare(dir string, sp *space) error {
 		return err
 	}
 	defer d.Close()
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); inUse(err) {
-		return fmt.Errorf("in use by another process: %w", errdefs.ErrFailedPrecondition)
-	} else if err != nil {
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("lock: %w", err)
 	}
 	entries, err := os.ReadDir(dir)

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/dgraph-io/badger/v4"
@@ -88,14 +89,12 @@ func open(o *Options) (*DB, error) {
 		return nil, fmt.Errorf("database %s: want an owner and a schema from 1: %w", o.Dir, errdefs.ErrInvalidArgument)
 	}
 	sp := &space{dir: o.Dir, freeMin: o.FreeMin, log: o.Log}
-	if err := prepare(o.Dir, sp); err != nil {
-		return nil, fmt.Errorf("database %s: %w", o.Dir, err)
-	}
-	b, err := badger.Open(settings(o))
-	if err != nil && !inUse(err) {
-		// What stopped it may have been mended by the attempt itself.
-		o.Log.Warn("opening the database again", "dir", o.Dir, "err", err)
-		b, err = badger.Open(settings(o))
+	b, err := openBadger(o, sp)
+	// A process that was killed is not gone yet while a child that it was just
+	// starting has its descriptors.
+	for deadline := time.Now().Add(lockTime); inUse(err) && time.Now().Before(deadline); {
+		<-time.After(lockTime / 50)
+		b, err = openBadger(o, sp)
 	}
 	if inUse(err) {
 		return nil, fmt.Errorf("database %s: in use by another process: %w", o.Dir, errdefs.ErrFailedPrecondition)
@@ -106,6 +105,22 @@ func open(o *Options) (*DB, error) {
 	db := &DB{badger: b, space: sp, turn: make(chan struct{}, 1)}
 	db.idle = sync.NewCond(&db.mu)
 	return db, nil
+}
+
+// lockTime is how long Open waits for another process to let go.
+const lockTime = time.Second
+
+func openBadger(o *Options, sp *space) (*badger.DB, error) {
+	if err := prepare(o.Dir, sp); err != nil {
+		return nil, err
+	}
+	b, err := badger.Open(settings(o))
+	if err != nil && !inUse(err) {
+		// What stopped it may have been mended by the attempt itself.
+		o.Log.Warn("opening the database again", "dir", o.Dir, "err", err)
+		b, err = badger.Open(settings(o))
+	}
+	return b, err
 }
 
 // settings are small tables, no caches and nothing in the value log, so that an
