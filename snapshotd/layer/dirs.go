@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"errors"
 	"hash/maphash"
 	"strconv"
 	"strings"
@@ -37,18 +38,32 @@ func (c *dirCache) open(root int, implicit func(int, string) error) {
 }
 
 // get returns the directory that path names, and makes what is missing. It is
-// open until the next call of get or forget.
+// open until the next call of get, find or forget.
 func (c *dirCache) get(path string) (*directory, error) {
+	d, err := c.find(path)
+	if errors.Is(err, unix.ENOENT) {
+		fd, err := tree.MakeDirs(c.root, path, c.implicit)
+		if err != nil {
+			return nil, err
+		}
+		return c.keep(path, fd), nil
+	}
+	return d, err
+}
+
+// find is get that makes nothing: ENOENT if the directory is missing.
+func (c *dirCache) find(path string) (*directory, error) {
 	if d, ok := c.opened[path]; ok {
 		return d, nil
 	}
 	fd, err := tree.Open(c.root, path)
-	if err == unix.ENOENT {
-		fd, err = tree.MakeDirs(c.root, path, c.implicit)
-	}
 	if err != nil {
 		return nil, err
 	}
+	return c.keep(path, fd), nil
+}
+
+func (c *dirCache) keep(path string, fd int) *directory {
 	if len(c.order) >= dirsMax {
 		unix.Close(c.opened[c.order[0]].fd)
 		delete(c.opened, c.order[0])
@@ -57,7 +72,7 @@ func (c *dirCache) get(path string) (*directory, error) {
 	d := &directory{fd: fd}
 	c.opened[path] = d
 	c.order = append(c.order, path)
-	return d, nil
+	return d
 }
 
 // forget closes every directory.

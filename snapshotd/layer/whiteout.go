@@ -67,7 +67,14 @@ func (x *extractor) whiteout(dir, base string) error {
 	if !x.target.Overlay && x.made.off {
 		return nil // there was nothing before
 	}
-	d, err := x.dirs.get(dir)
+	look := x.dirs.find
+	if x.target.Detached {
+		look = x.dirs.get // who knows what is below
+	}
+	d, err := look(dir)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

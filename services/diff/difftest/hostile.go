@@ -194,7 +194,7 @@ func whiteouts(canary string) []Hostile {
 		over(accepted("a whiteout does not hide what comes with it",
 			map[string]string{"d/a": "", "d/n": "file n", "f": "file n"},
 			File("d/n", "n"), File(".wh.d", ""), File("f", "n"), File(".wh.f", "")), below...),
-		over(accepted("a whiteout of what is not there", map[string]string{"none": "", "d/none": ""},
+		over(accepted("a whiteout of what is not there", map[string]string{"none": "", "d/none": "", "none-at-all": ""},
 			File(".wh.none", ""), File("d/.wh.none", ""), File("none-at-all/.wh.x", "")), below...),
 		over(accepted("a whiteout, then the same name anew", map[string]string{"d": "dir", "d/a": "", "d/n": "file n", "f": "dir"},
 			File(".wh.d", ""), File(".wh.f", ""), Dir("d"), File("d/n", "n"), Dir("f")), below...),
