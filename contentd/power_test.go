@@ -34,8 +34,9 @@ type power struct {
 
 	// mu guards the fields below it.
 	mu      sync.Mutex
-	cutAt   int // change before which the power goes, from 1; 0 is never
-	failAt  int // change that fails, and nothing else does; 0 is none
+	cutAt   int    // change before which the power goes, from 1; 0 is never
+	failAt  int    // change that fails, and nothing else does; 0 is none
+	failOn  string // what fails next time, and nothing else does
 	changes int
 	live    map[string]*inode // names as they are
 	durable map[string]*inode // names as they are found afterwards
@@ -82,9 +83,10 @@ func (p *power) open(cfg Config, needs Needs) (*Store, error) {
 
 // change counts one, and is the error of each from the cut on. At the cut it
 // makes the image.
-func (p *power) change() error {
+func (p *power) change(what string) error {
 	p.changes++
-	if p.changes == p.failAt {
+	if p.changes == p.failAt || p.failOn == what {
+		p.failOn = "nothing"
 		return unix.EIO
 	}
 	if p.cutAt == 0 || p.changes < p.cutAt {
@@ -144,17 +146,17 @@ func (i *image) restore(t testing.TB, root string) {
 	}
 }
 
-func (p *power) do(f func() error) error {
+func (p *power) do(what string, f func() error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.change(); err != nil {
+	if err := p.change(what); err != nil {
 		return err
 	}
 	return f()
 }
 
 func (p *power) MkdirAll(dir string) error {
-	return p.do(func() error {
+	return p.do("mkdir", func() error {
 		if err := p.osDisk.MkdirAll(dir); err != nil {
 			return err
 		}
@@ -166,7 +168,7 @@ func (p *power) MkdirAll(dir string) error {
 }
 
 func (p *power) Create(name string) (f file, err error) {
-	err = p.do(func() error {
+	err = p.do("create", func() error {
 		inner, err := p.osDisk.Create(name)
 		if err != nil {
 			return err
@@ -179,7 +181,7 @@ func (p *power) Create(name string) (f file, err error) {
 }
 
 func (p *power) Reopen(name string) (f file, err error) {
-	err = p.do(func() error {
+	err = p.do("reopen", func() error {
 		inner, err := p.osDisk.Reopen(name)
 		if err == nil {
 			f = powerFile{inner, p, p.live[name]}
@@ -190,7 +192,7 @@ func (p *power) Reopen(name string) (f file, err error) {
 }
 
 func (p *power) Rename(from, to string) error {
-	return p.do(func() error {
+	return p.do("rename", func() error {
 		if err := p.osDisk.Rename(from, to); err != nil {
 			return err
 		}
@@ -202,7 +204,7 @@ func (p *power) Rename(from, to string) error {
 }
 
 func (p *power) Remove(name string) error {
-	return p.do(func() error {
+	return p.do("remove", func() error {
 		if err := p.osDisk.Remove(name); err != nil {
 			return err
 		}
@@ -214,7 +216,7 @@ func (p *power) Remove(name string) error {
 // SyncDir makes the names in a directory durable. A rename is one change, also
 // where it is between two directories.
 func (p *power) SyncDir(dir string) error {
-	return p.do(func() error {
+	return p.do("syncdir", func() error {
 		if err := p.osDisk.SyncDir(dir); err != nil {
 			return err
 		}
@@ -248,7 +250,7 @@ type powerFile struct {
 }
 
 func (f powerFile) WriteAt(b []byte, off int64) (n int, err error) {
-	err = f.p.do(func() (err error) {
+	err = f.p.do("write", func() (err error) {
 		n, err = f.file.WriteAt(b, off)
 		return err
 	})
@@ -256,15 +258,15 @@ func (f powerFile) WriteAt(b []byte, off int64) (n int, err error) {
 }
 
 func (f powerFile) Truncate(size int64) error {
-	return f.p.do(func() error { return f.file.Truncate(size) })
+	return f.p.do("truncate", func() error { return f.file.Truncate(size) })
 }
 
 func (f powerFile) Chmod(mode fs.FileMode) error {
-	return f.p.do(func() error { return f.file.Chmod(mode) })
+	return f.p.do("chmod", func() error { return f.file.Chmod(mode) })
 }
 
 func (f powerFile) Sync() error {
-	return f.p.do(func() error {
+	return f.p.do("sync", func() error {
 		if err := f.file.Sync(); err != nil {
 			return err
 		}
@@ -287,14 +289,14 @@ type powerDB struct {
 }
 
 func (db powerDB) Update(ctx context.Context, fn func(tx *kv.Tx) error) error {
-	if err := db.p.do(func() error { return nil }); err != nil {
+	if err := db.p.do("update", func() error { return nil }); err != nil {
 		return err
 	}
 	return db.database.Update(ctx, fn)
 }
 
 func (db powerDB) Release(ctx context.Context, fn func(tx *kv.Tx) error) error {
-	if err := db.p.do(func() error { return nil }); err != nil {
+	if err := db.p.do("release", func() error { return nil }); err != nil {
 		return err
 	}
 	return db.database.Release(ctx, fn)
