@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -215,16 +216,12 @@ func (s *Store) undo(l *live) {
 		s.forget(l)
 		return
 	}
-	s.log.Warn("a task that was not created has left something: trying again", "namespace", l.namespace, "task", l.id, "err", err)
 	s.wg.Go(func() { s.abandonAtLast(l) })
 }
 
 // abandonAtLast tries until a task that nobody was told of is gone.
 func (s *Store) abandonAtLast(l *live) {
 	for pause := range pauses() {
-		if !s.pause(pause) {
-			return
-		}
 		ctx, cancel := context.WithTimeout(s.ctx, deleteTime)
 		err := s.abandon(ctx, l)
 		cancel()
@@ -232,7 +229,12 @@ func (s *Store) abandonAtLast(l *live) {
 			s.forget(l)
 			return
 		}
-		s.log.Warn("a task that was not created has left something", "namespace", l.namespace, "task", l.id, "err", err)
+		if s.ctx.Err() == nil {
+			s.log.Warn("a task that was not created has left something: trying again", "namespace", l.namespace, "task", l.id, "err", err)
+		}
+		if !s.pause(pause) {
+			return
+		}
 	}
 }
 
@@ -273,7 +275,7 @@ func (s *Store) emptyShim(ctx context.Context, l *live, a task.ShimAddress) bool
 	defer shim.Close()
 	ctx, cancel = context.WithTimeout(ctx, cleanTime)
 	defer cancel()
-	if shim.Kill(ctx, l.id, "", sigkill, true) == nil {
+	if shim.Kill(ctx, l.id, "", uint32(syscall.SIGKILL), true) == nil {
 		shim.Wait(ctx, l.id, "")
 	}
 	_, err = shim.Delete(ctx, l.id)
@@ -283,8 +285,6 @@ func (s *Store) emptyShim(ctx context.Context, l *live, a task.ShimAddress) bool
 	shim.Shutdown(down, l.id)
 	return clean
 }
-
-const sigkill = 9
 
 // endShim ends the shim of a task that nobody has been told of, unless another
 // task lives in it. One that was asked to end by itself has some time to do so.
@@ -310,7 +310,7 @@ func (s *Store) endShim(ctx context.Context, l *live, grace time.Duration) error
 		if within(ctx, ended, grace) {
 			continue
 		}
-		if err := s.run.kill(p); err != nil {
+		if err := s.run.signal(p, syscall.SIGKILL); err != nil {
 			return err
 		}
 		if !within(ctx, ended, shutdownTime) {

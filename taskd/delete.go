@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -157,11 +158,33 @@ func (s *Store) leave(ctx context.Context, l *live, shim task.Shim) error {
 		s.mu.Unlock()
 		close(out)
 		s.outlive(rec.Shim)
-		if err := s.disk.RemoveTree(trash); err != nil {
-			s.log.Warn("what is left of a bundle cannot be removed", "dir", trash, "err", err)
-		}
+		s.dump(trash)
 	})
 	return nil
+}
+
+// dump removes what is left of a bundle, unless its shim may still be there.
+func (s *Store) dump(trash string) {
+	if s.ctx.Err() != nil {
+		return // the next start does it
+	}
+	if err := s.disk.RemoveTree(trash); err != nil {
+		s.log.Warn("what is left of a bundle cannot be removed", "dir", trash, "err", err)
+	}
+}
+
+// dumpFound removes what a daemon before us has left of a bundle. Its task was
+// deleted; its shim may not have been told to end. It is told by a signal,
+// because another shim may listen at its address by now.
+func (s *Store) dumpFound(trash string) {
+	r, err := bundle{dir: trash}.load()
+	if err == nil && r.Shim != (process{}) && !s.shared(nil, r.Shim) {
+		if err := s.run.signal(r.Shim, syscall.SIGTERM); err != nil {
+			s.log.Warn("a shim without a task cannot be told to end", "pid", r.Shim.Pid, "err", err)
+		}
+		s.outlive(r.Shim)
+	}
+	s.dump(trash)
 }
 
 // dismiss ends a shim that has no task and returns when another may take its
@@ -193,7 +216,7 @@ func (s *Store) outlive(p process) {
 		return
 	}
 	s.log.Warn("a shim without a task does not end: killing it", "pid", p.Pid)
-	if err := s.run.kill(p); err != nil {
+	if err := s.run.signal(p, syscall.SIGKILL); err != nil {
 		s.log.Warn("a shim without a task cannot be killed", "pid", p.Pid, "err", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -263,9 +264,13 @@ func (f fakeRuntime) watch(p process) (<-chan struct{}, error) {
 	return s.Ended(), nil
 }
 
-func (f fakeRuntime) kill(p process) error {
-	return f.step("kill", func() error {
-		if s := f.byPid(p.Pid); s != nil {
+func (f fakeRuntime) signal(p process, sig syscall.Signal) error {
+	return f.step(sig.String(), func() error {
+		s := f.byPid(p.Pid)
+		switch {
+		case s != nil && sig == syscall.SIGTERM:
+			s.Shutdown(context.Background(), "")
+		case s != nil:
 			s.Die()
 		}
 		return nil
@@ -430,6 +435,8 @@ func (o *opened) close(t *testing.T) {
 		t.Errorf("Close: %v", err)
 	}
 }
+
+const sigkill = uint32(syscall.SIGKILL)
 
 var one = namespace.Scope{Name: "one"}
 

@@ -380,7 +380,7 @@ func awaitEnd(f *os.File) bool {
 	return err == nil && ended
 }
 
-func (p *processes) kill(k process) error {
+func (p *processes) signal(k process, s syscall.Signal) error {
 	fd, err := unix.PidfdOpen(k.Pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -392,7 +392,7 @@ func (p *processes) kill(k process) error {
 	if now, err := p.identify(k.Pid); err != nil || now != k {
 		return nil // it has ended, and its pid is another's
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := unix.PidfdSendSignal(fd, s, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("process %d: %w", k.Pid, err)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 
@@ -39,8 +40,8 @@ type runtime interface {
 	// [errdefs.ErrNotFound] if it has already.
 	watch(p process) (<-chan struct{}, error)
 
-	// kill ends a process.
-	kill(p process) error
+	// signal sends a signal to a process; one that has ended is fine.
+	signal(p process, s syscall.Signal) error
 
 	// identify returns the process that has a pid now.
 	identify(pid int) (process, error)

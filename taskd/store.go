@@ -47,6 +47,7 @@ type Store struct {
 	tasks   map[key]*live
 	leaving map[key]chan struct{} // closed when a deleted task's shim is out of the way
 	kept    map[key]task.Exit     // of tasks whose deletion nobody has been told of
+	trash   []string              // found by Open and not yet removed
 }
 
 // A key names a task.
@@ -170,12 +171,12 @@ func readDir(dir string) ([]string, error) {
 	return names, err
 }
 
-// loadBundle takes one bundle in, or removes what cannot have a shim: the rest
-// of a removal, and a bundle without a record.
+// loadBundle takes one bundle in, or removes it if it never had a shim.
 func (s *Store) loadBundle(ns, id string) error {
 	dir := filepath.Join(s.cfg.State, bundlesName, ns, id)
 	if strings.HasPrefix(id, ".") {
-		return s.disk.RemoveTree(dir)
+		s.trash = append(s.trash, dir)
+		return nil
 	}
 	b, err := s.bundle(ns, id)
 	if err != nil {

@@ -60,6 +60,10 @@ func (s *Store) pause(d time.Duration) bool {
 // answer is kept, and tried again.
 func (s *Store) Recover(ctx context.Context) error {
 	s.mu.Lock()
+	for _, dir := range s.trash {
+		s.wg.Go(func() { s.dumpFound(dir) })
+	}
+	s.trash = nil
 	for _, l := range s.tasks {
 		if l.look().phase != dead && !l.tended {
 			l.tended = true

@@ -251,7 +251,7 @@ func (s *server) Stats(ctx context.Context, r *taskpb.StatsRequest) (*taskpb.Sta
 
 // Connect tells who is here. The task's pid is 0 if there is none.
 func (s *server) Connect(ctx context.Context, r *taskpb.ConnectRequest) (*taskpb.ConnectResponse, error) {
-	resp := &taskpb.ConnectResponse{ShimPid: s.pid}
+	resp := &taskpb.ConnectResponse{ShimPid: s.pid, Version: "3"}
 	if st, err := s.runner.State(ctx, r.ID, ""); err == nil {
 		resp.TaskPid = st.Pid
 	}

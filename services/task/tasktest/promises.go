@@ -3,6 +3,7 @@ package tasktest
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -283,8 +284,7 @@ func deleteRunning(n *node) {
 	_, err := n.Delete(n.Context(), "c1")
 	n.wantKind("Delete", err, errdefs.ErrFailedPrecondition)
 	n.wantStatus("c1", "", task.Running)
-	n.must("Kill", n.Kill(n.Context(), "c1", "", sigterm, false))
-	n.waited("c1", "")
+	n.terminated("c1")
 	_, err = n.Delete(n.Context(), "c1")
 	n.must("Delete of the stopped", err)
 }
@@ -456,10 +456,29 @@ func killAll(n *node) {
 
 func killTerm(n *node) {
 	n.started("c1", "sleep")
-	n.must("Kill", n.Kill(n.Context(), "c1", "", sigterm, false))
-	if e := n.waited("c1", ""); e.Status != 128+sigterm {
+	if e := n.terminated("c1"); e.Status != 128+sigterm {
 		n.Errorf("Wait: %+v, want status %d", e, 128+sigterm)
 	}
+}
+
+// terminated sends SIGTERM until the task ends: a first process is deaf to it
+// until it has said that it listens.
+func (n *node) terminated(id string) task.Exit {
+	n.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		err := n.Kill(n.Context(), id, "", sigterm, false)
+		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			n.Fatalf("Kill(%s): %v", id, err)
+		}
+		ctx, cancel := context.WithTimeout(n.Context(), 20*time.Millisecond)
+		e, err := n.Wait(ctx, id, "")
+		cancel()
+		if err == nil {
+			return e
+		}
+	}
+	n.Fatalf("%s does not obey SIGTERM", id)
+	return task.Exit{}
 }
 
 func pause(n *node) {
