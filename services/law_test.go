@@ -84,7 +84,7 @@ var law = []struct{ from, may string }{
 	{"snapshotd/*", engine + "snapshotd/*"},
 	{"imaged/*", engine + "imaged/*"},
 	{"taskd/*", engine + "taskd/*"},
-	{"shim", nouns + "disks"},
+	{"shim", nouns + "disks shim/*"},
 	{"shim/*", nouns + "disks shim/*"},
 
 	// The SDK: contracts, and the wires to reach them.
