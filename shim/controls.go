@@ -61,7 +61,7 @@ func (s *Shim) Pids(_ context.Context, id string) ([]runner.Pid, error) {
 		p.mu.Unlock()
 	}
 	var pids []runner.Pid
-	inCgroup, err := init.c.cgroup.pids()
+	inCgroup, err := init.c.cgroup.Pids()
 	if err != nil {
 		for pid, exec := range execs {
 			pids = append(pids, runner.Pid{Pid: pid, Exec: exec})
@@ -103,7 +103,7 @@ func (s *Shim) Stats(_ context.Context, id string) (runner.Stats, error) {
 	if err != nil {
 		return runner.Stats{}, err
 	}
-	st, err := p.c.cgroup.stats()
+	st, err := p.c.cgroup.Stats()
 	if err != nil {
 		return runner.Stats{}, fmt.Errorf("task %s: %v: %w", id, err, errdefs.ErrNotFound)
 	}

@@ -88,8 +88,8 @@
 //
 // # Locking
 //
-// Shim.mu, container.mu, process.mu and stdio.mu are taken in this order;
-// queue.mu and reaper.mu are last. None is held while a program runs. What runs
+// Shim.mu, container.mu, process.mu and the mutex of its streams are taken in
+// this order; queue.mu and reaper.mu are last. None is held while a program runs. What runs
 // the OCI runtime for a process is in the process's slot, which is waited for
 // with a context: the next call waits, and goes when its caller goes.
 //

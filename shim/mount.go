@@ -104,7 +104,7 @@ func mountOne(m mount.Mount, dir string) error {
 			return err
 		}
 		defer below.Close()
-		target = fdPath(int(below.Fd()))
+		target = fmt.Sprintf("/proc/self/fd/%d", below.Fd())
 	}
 	if err := mountCall(m.Source, target, kind, flags, data); err != nil {
 		return err

@@ -14,6 +14,8 @@ import (
 
 	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/task"
+	"github.com/gantryd/gantry/shim/cgroup"
+	"github.com/gantryd/gantry/shim/stream"
 )
 
 const (
@@ -28,7 +30,7 @@ type container struct {
 	bundle  string
 	rootfs  string // mounted by us; empty if it is not
 	runtime *ociRuntime
-	cgroup  cgroup
+	cgroup  cgroup.Cgroup
 	hooks   bool // the OCI runtime has some to run at the start
 	shared  bool // processes outlive the first one: its PID namespace is not its own
 
@@ -60,7 +62,7 @@ type process struct {
 	pid      uint32
 	exit     task.Exit
 	starting chan struct{} // closed when the Start that runs has told; nil if none runs
-	stdio    *stdio        // nil until there are streams
+	stdio    *stream.Set   // nil until there are streams
 
 	// What a client asked of streams that are not there yet.
 	width, height uint32
@@ -121,18 +123,18 @@ func (p *process) exitNow() task.Exit {
 }
 
 // streams returns the process's streams, or nil.
-func (p *process) streams() *stdio {
+func (p *process) streams() *stream.Set {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.stdio
 }
 
 // openStreams makes the process's streams. In the slot.
-func (p *process) openStreams(o runner.Options, socket string) (*stdio, error) {
-	s, err := openStdio(stdioConfig{
-		io: p.io, uid: o.IOUID, gid: o.IOGID,
-		bundle: p.c.bundle, name: socket,
-		bufs: &p.c.shim.bufs, log: p.c.shim.log,
+func (p *process) openStreams(o runner.Options, socket string) (*stream.Set, error) {
+	s, err := stream.Open(stream.Config{
+		IO: p.io, UID: o.IOUID, GID: o.IOGID,
+		Bundle: p.c.bundle, Socket: socket,
+		Buffers: &p.c.shim.bufs, Log: p.c.shim.log,
 	})
 	if err != nil {
 		return nil, err
@@ -141,12 +143,12 @@ func (p *process) openStreams(o runner.Options, socket string) (*stdio, error) {
 	defer p.mu.Unlock()
 	p.stdio = s
 	if p.width != 0 || p.height != 0 {
-		s.resize(p.width, p.height) // kept until there is a terminal
+		s.Resize(p.width, p.height) // kept until there is a terminal
 	}
 	if p.stdinEnded {
-		s.closeStdin()
+		s.CloseStdin()
 	}
-	s.begin()
+	s.Begin()
 	return s, nil
 }
 
@@ -219,7 +221,7 @@ func (p *process) watch() {
 	close(p.dead)
 	c := p.c
 	c.shim.reaper.forget(p.fd.pid)
-	p.streams().processEnded()
+	p.streams().ProcessEnded()
 	p.awaitStart()
 	if p.exec == "" {
 		c.endOthers()
@@ -251,7 +253,7 @@ func (p *process) finish(exit task.Exit) {
 // free closes what the process had. In the slot.
 func (p *process) free() {
 	if s := p.streams(); s != nil {
-		s.close()
+		s.Close()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -308,7 +310,7 @@ func (p *process) end() error {
 // them by now.
 func (c *container) endOthers() {
 	if c.shared {
-		if err := c.cgroup.signal(uint32(unix.SIGKILL)); err != nil {
+		if err := c.cgroup.Signal(uint32(unix.SIGKILL)); err != nil {
 			c.shim.log.Warn("processes may outlive their container", "task", c.id, "err", err)
 		}
 	}
@@ -339,7 +341,7 @@ func (c *container) list() []*process {
 // ranOutOfMemory reports whether the kernel has killed a process of the
 // container for memory since it was asked last.
 func (c *container) ranOutOfMemory() bool {
-	n := c.cgroup.oomKills()
+	n := c.cgroup.OOMKills()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	more := n > c.oomKills

@@ -93,7 +93,7 @@ func (p *process) startExec(ctx context.Context) error {
 	if err := p.runExec(ctx); err != nil {
 		p.discard()
 		if io := p.streams(); io != nil {
-			io.abort()
+			io.Abort()
 		}
 		p.begun(task.Created)
 		p.finish(task.Exit{Status: unknownStatus, At: time.Now().UTC()})
@@ -124,8 +124,8 @@ func (p *process) runExec(ctx context.Context) error {
 	if err := p.adopt(pid); err != nil {
 		return err
 	}
-	streams.started()
-	return streams.attach()
+	streams.Given()
+	return streams.Attach()
 }
 
 // Wait implements task.Processes.
@@ -168,8 +168,8 @@ func (s *Shim) Kill(ctx context.Context, id, exec string, sig uint32, all bool) 
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
 		defer cancel()
 		return c.runtime.simple(ctx, c.bundle, "kill", id, "KILL")
-	case all && exec == "" && p.statusNow() != task.Stopped && c.cgroup.dir() != "":
-		return c.cgroup.signal(sig)
+	case all && exec == "" && p.statusNow() != task.Stopped && c.cgroup.Known():
+		return c.cgroup.Signal(sig)
 	}
 	return p.kill(sig)
 }
@@ -206,7 +206,7 @@ func (s *Shim) ResizePty(ctx context.Context, id, exec string, width, height uin
 	if p.stdio == nil {
 		return nil
 	}
-	return p.stdio.resize(width, height)
+	return p.stdio.Resize(width, height)
 }
 
 // CloseIO implements task.Processes.
@@ -219,7 +219,7 @@ func (s *Shim) CloseIO(_ context.Context, id, exec string) error {
 	defer p.mu.Unlock()
 	p.stdinEnded = true
 	if p.stdio != nil {
-		p.stdio.closeStdin()
+		p.stdio.CloseStdin()
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/shim/cgroup"
 )
 
 // A reaper takes the orphans of containers: processes whose parents have
@@ -86,7 +88,7 @@ func (r *reaper) reapOne() bool {
 	if !ok || r.known[pid] {
 		return false // whoever waits for it pokes
 	}
-	_, err := ignoreEINTR(func() (int, error) { return unix.Wait4(pid, nil, unix.WNOHANG, nil) })
+	_, err := unix.Wait4(pid, nil, unix.WNOHANG, nil)
 	return err == nil || errors.Is(err, unix.ECHILD)
 }
 
@@ -111,3 +113,6 @@ func BecomeSubreaper() error {
 	}
 	return nil
 }
+
+// JoinCgroup moves this process to a cgroup, which exists.
+func JoinCgroup(path string) error { return cgroup.Join(path) }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/runner"
+	"github.com/gantryd/gantry/shim/stream"
 )
 
 const (
@@ -69,10 +70,10 @@ func (r *ociRuntime) knows(id string) bool {
 }
 
 // create makes a container with a first process that has not started.
-func (r *ociRuntime) create(ctx context.Context, id, bundle, pidFile string, s *stdio) (int, error) {
+func (r *ociRuntime) create(ctx context.Context, id, bundle, pidFile string, s *stream.Set) (int, error) {
 	args := []string{"create", "--bundle", bundle, "--pid-file", pidFile}
-	if s.socket != nil {
-		args = append(args, "--console-socket", s.socket.name)
+	if socket := s.Socket(); socket != "" {
+		args = append(args, "--console-socket", socket)
 	}
 	if r.options.NoPivotRoot {
 		args = append(args, "--no-pivot")
@@ -80,7 +81,7 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle, pidFile string, s *
 	if r.options.NoNewKeyring {
 		args = append(args, "--no-new-keyring")
 	}
-	err := r.call(ctx, call{verb: "create", dir: bundle, log: filepath.Join(bundle, "log.json"), stdio: s.child}, append(args, id)...)
+	err := r.call(ctx, call{verb: "create", dir: bundle, log: filepath.Join(bundle, "log.json"), stdio: s.Child}, append(args, id)...)
 	if err != nil {
 		return 0, err
 	}
@@ -107,7 +108,7 @@ func (r *ociRuntime) letGo(id string, dead <-chan struct{}) bool {
 		return false
 	}
 	path := filepath.Join(r.root, id, "exec.fifo")
-	f, err := openFIFO(path, unix.O_RDONLY)
+	f, err := stream.OpenFIFO(path, unix.O_RDONLY)
 	if err != nil {
 		return false
 	}
@@ -129,7 +130,7 @@ func (r *ociRuntime) letGo(id string, dead <-chan struct{}) bool {
 	n := 0
 	err = c.Read(func(fd uintptr) bool {
 		// The end of the file says that the process has not opened it yet.
-		n, _ = ignoreEINTR(func() (int, error) { return unix.Read(int(fd), make([]byte, 1)) })
+		n, _ = unix.Read(int(fd), make([]byte, 1))
 		return n > 0
 	})
 	return err == nil && os.Remove(path) == nil
@@ -137,13 +138,13 @@ func (r *ociRuntime) letGo(id string, dead <-chan struct{}) bool {
 
 // exec adds a process to a container and starts it. The socket of a terminal
 // is named relative to the bundle.
-func (r *ociRuntime) exec(ctx context.Context, id, bundle, dir string, s *stdio) (int, error) {
+func (r *ociRuntime) exec(ctx context.Context, id, bundle, dir string, s *stream.Set) (int, error) {
 	pidFile := filepath.Join(dir, "pid")
 	args := []string{"exec", "--detach", "--process", filepath.Join(dir, "process.json"), "--pid-file", pidFile}
-	if s.socket != nil {
-		args = append(args, "--console-socket", s.socket.name)
+	if socket := s.Socket(); socket != "" {
+		args = append(args, "--console-socket", socket)
 	}
-	err := r.call(ctx, call{verb: "exec", dir: bundle, log: filepath.Join(dir, "log.json"), stdio: s.child}, append(args, id)...)
+	err := r.call(ctx, call{verb: "exec", dir: bundle, log: filepath.Join(dir, "log.json"), stdio: s.Child}, append(args, id)...)
 	if err != nil {
 		return 0, err
 	}
@@ -206,8 +207,7 @@ func (r *ociRuntime) call(ctx context.Context, c call, args ...string) error {
 	if why == "" {
 		why = err.Error()
 	}
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
+	if _, ended := errors.AsType[*exec.ExitError](err); !ended {
 		return fmt.Errorf("OCI runtime %s failed: %s: %w", c.verb, why, err)
 	}
 	return fmt.Errorf("OCI runtime %s failed: %s: %w", c.verb, why, errdefs.ErrInvalidArgument)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/task"
+	"github.com/gantryd/gantry/shim/stream"
 )
 
 const (
@@ -28,7 +29,7 @@ type Shim struct {
 	events runner.Publisher
 	queue  *queue
 	reaper *reaper
-	bufs   buffers
+	bufs   stream.Buffers
 	wg     sync.WaitGroup // of the processes' watchers, and of the kernel's last work on mounts
 	done   chan struct{}  // closed when the shim has to end
 
@@ -89,7 +90,7 @@ func (s *Shim) Close() {
 				fd.close()
 			}
 			if io := p.streams(); io != nil {
-				io.abort()
+				io.Abort()
 			}
 		}
 	}

@@ -147,19 +147,6 @@ func TestMountsThatAreNotSupportedAreRefused(t *testing.T) {
 	}
 }
 
-func TestIOStat(t *testing.T) {
-	got, ok := parseIOStat("8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n")
-	want := runner.IOStat{Major: 8, Minor: 16, ReadBytes: 1, WriteBytes: 2, ReadOps: 3, WriteOps: 4}
-	if !ok || got != want {
-		t.Errorf("parsed %+v, %t", got, ok)
-	}
-	for _, bad := range []string{"", "8:16", "x rbytes=1"} {
-		if _, ok := parseIOStat(bad); ok {
-			t.Errorf("%q is parsed", bad)
-		}
-	}
-}
-
 func FuzzExecSpec(f *testing.F) {
 	for _, s := range []string{`{}`, `{"terminal":true,"args":["a"],"user":{"uid":4294967295}}`, `null`, `[]`, `{"terminal":1,"terminal":2}`, `{"cwd":"/proc/self/fd/7"}`, `x`} {
 		f.Add([]byte(s), true)

@@ -11,6 +11,7 @@ import (
 	"github.com/gantryd/gantry/services/ident"
 	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/task"
+	"github.com/gantryd/gantry/shim/cgroup"
 )
 
 // Create implements runner.Tasks.
@@ -113,8 +114,8 @@ func (c *container) create(ctx context.Context, r runner.CreateRequest) (_ *proc
 	if err := p.adopt(pid); err != nil {
 		return nil, err
 	}
-	streams.started()
-	if err := streams.attach(); err != nil {
+	streams.Given()
+	if err := streams.Attach(); err != nil {
 		return nil, err
 	}
 	if b, err := birthOf(pid); err != nil {
@@ -122,7 +123,7 @@ func (c *container) create(ctx context.Context, r runner.CreateRequest) (_ *proc
 	} else if err := writeRecord(r.Bundle, initRecord, b, false); err != nil {
 		s.log.Warn("the first process is not recorded", "task", c.id, "err", err)
 	}
-	c.cgroup = cgroupOf(pid)
+	c.cgroup = cgroup.Of(pid)
 	c.shared = sharesPids(pid)
 	e := p.event(runner.Created)
 	e.Bundle, e.Rootfs, e.IO = r.Bundle, r.Rootfs, r.IO
@@ -138,7 +139,7 @@ func (c *container) undo(p *process) {
 	log := c.shim.log.With("task", c.id)
 	p.discard()
 	if s := p.streams(); s != nil {
-		s.abort()
+		s.Abort()
 	}
 	if c.runtime.knows(c.id) {
 		if err := c.runtime.simple(ctx, c.bundle, "delete", "--force", c.id); err != nil {
@@ -187,7 +188,7 @@ func (c *container) remove(ctx context.Context, p *process) error {
 			return err
 		}
 	}
-	p.streams().close()
+	p.streams().Close()
 	if c.runtime.knows(c.id) {
 		if err := c.runtime.simple(ctx, c.bundle, "delete", "--force", c.id); err != nil {
 			return fmt.Errorf("task %s: %w", c.id, err)

@@ -135,7 +135,6 @@ type collector struct {
 	mu     sync.Mutex
 	topics []string // with the container, and the exec if there is one
 	all    []*types.Envelope
-	refuse bool
 	srv    *ttrpc.Server
 }
 

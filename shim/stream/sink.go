@@ -1,4 +1,4 @@
-package shim
+package stream
 
 import (
 	"errors"
@@ -48,7 +48,7 @@ func openSink(uri string, log *slog.Logger) (sink, error) {
 	}
 	switch scheme {
 	case "fifo":
-		f, err := openFIFO(path, unix.O_WRONLY)
+		f, err := OpenFIFO(path, unix.O_WRONLY)
 		if err != nil {
 			return nil, err
 		}
@@ -68,8 +68,9 @@ func openSink(uri string, log *slog.Logger) (sink, error) {
 	return nil, fmt.Errorf("stream %q: unknown scheme: %w", uri, errdefs.ErrInvalidArgument)
 }
 
-// openFIFO opens one end of a FIFO without waiting for the other.
-func openFIFO(path string, end int) (*os.File, error) {
+// OpenFIFO opens one end of a FIFO, unix.O_RDONLY or unix.O_WRONLY, without
+// waiting for the other.
+func OpenFIFO(path string, end int) (*os.File, error) {
 	const flags = unix.O_NONBLOCK | unix.O_CLOEXEC | unix.O_NOFOLLOW
 	// The reading end opens at once; the writing end only if there is a
 	// reader, so that we are one for a moment.

@@ -1,9 +1,10 @@
-package shim
+package stream
 
 import (
 	"bytes"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,10 @@ import (
 
 	"github.com/gantryd/gantry/services/task"
 )
+
+const patience = 20 * time.Second
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 func mkfifo(t *testing.T, name string) string {
 	t.Helper()
@@ -249,18 +254,18 @@ func TestStreamsThatNobodyEverOpensLeaveNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		s, err := openStdio(stdioConfig{
-			io:     task.IO{Stdin: paths[0], Stdout: paths[1], Stderr: paths[2]},
-			bundle: dir, bufs: &buffers{}, log: quiet(),
+		s, err := Open(Config{
+			IO:     task.IO{Stdin: paths[0], Stdout: paths[1], Stderr: paths[2]},
+			Bundle: dir, Buffers: &Buffers{}, Log: quiet(),
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.begin()
-		s.child[1].Write([]byte("nobody reads this"))
-		s.started()
-		soon(t, "close", s.close)
-		soon(t, "close again", s.close)
+		s.Begin()
+		s.Child[1].Write([]byte("nobody reads this"))
+		s.Given()
+		soon(t, "close", s.Close)
+		soon(t, "close again", s.Close)
 	}
 	if after := openFiles(t); len(after) > before {
 		t.Errorf("%d files open before, %d after: %v", before, len(after), after)
@@ -285,11 +290,11 @@ func openFiles(t *testing.T) []string {
 
 func TestWhatAProcessLeftInItsPipeIsDeliveredThoughHeirsHoldIt(t *testing.T) {
 	path := mkfifo(t, "out")
-	s, err := openStdio(stdioConfig{io: task.IO{Stdout: path}, bufs: &buffers{}, log: quiet()})
+	s, err := Open(Config{IO: task.IO{Stdout: path}, Buffers: &Buffers{}, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	heir, err := unix.Dup(int(s.child[1].Fd()))
+	heir, err := unix.Dup(int(s.Child[1].Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,10 +306,10 @@ func TestWhatAProcessLeftInItsPipeIsDeliveredThoughHeirsHoldIt(t *testing.T) {
 	defer r.Close()
 	// More than the FIFO holds: the rest waits in the pipe for a slow reader.
 	want := bytes.Repeat([]byte("0123456789abcdef"), 6<<10)
-	s.begin()
-	soon(t, "the process's write", func() { s.child[1].Write(want) })
-	s.started()
-	s.processEnded()
+	s.Begin()
+	soon(t, "the process's write", func() { s.Child[1].Write(want) })
+	s.Given()
+	s.ProcessEnded()
 	got := make(chan []byte, 1)
 	go func() {
 		// The heirs' time passes before the first byte is read.
@@ -321,18 +326,18 @@ func TestWhatAProcessLeftInItsPipeIsDeliveredThoughHeirsHoldIt(t *testing.T) {
 	if _, err := unix.Write(heir, []byte("heir")); err != nil {
 		t.Errorf("the heir's write: %v", err)
 	}
-	s.close()
+	s.Close()
 }
 
 func TestStandardInputOutlivesItsClients(t *testing.T) {
 	path := mkfifo(t, "in")
-	s, err := openStdio(stdioConfig{io: task.IO{Stdin: path}, bufs: &buffers{}, log: quiet()})
+	s, err := Open(Config{IO: task.IO{Stdin: path}, Buffers: &Buffers{}, Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.close()
-	s.begin()
-	process := s.child[0]
+	defer s.Close()
+	s.Begin()
+	process := s.Child[0]
 	b := make([]byte, 3)
 	for _, word := range []string{"one", "two"} {
 		w, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -345,7 +350,7 @@ func TestStandardInputOutlivesItsClients(t *testing.T) {
 			t.Errorf("the process reads %q, %v, want %q", b, err, word)
 		}
 	}
-	s.closeStdin()
+	s.CloseStdin()
 	soon(t, "the end of standard input", func() {
 		if n, err := process.Read(b); n != 0 || !errors.Is(err, io.EOF) {
 			t.Errorf("the process reads %d bytes, %v, want the end", n, err)

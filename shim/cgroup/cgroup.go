@@ -1,4 +1,6 @@
-package shim
+// Package cgroup measures and signals a container's processes by the cgroup
+// that the OCI runtime has put them into, of either version.
+package cgroup
 
 import (
 	"errors"
@@ -21,17 +23,17 @@ const cgroupMount = "/sys/fs/cgroup"
 // born meanwhile.
 const killRounds = 64
 
-// A cgroup is where a container's processes are. Its directories are read from
+// A Cgroup is where a container's processes are. Its directories are read from
 // its first process, since only the OCI runtime knows how it names them.
-type cgroup struct {
+type Cgroup struct {
 	unified     string            // directory in the unified hierarchy; empty if it does not limit anything
 	controllers map[string]string // directories by controller, cgroup v1
 }
 
-// cgroupOf finds the cgroup of a process. What is not found is left empty: a
+// Of finds the cgroup of a process. What is not found is left empty: a
 // container is not refused because it cannot be measured.
-func cgroupOf(pid int) cgroup {
-	c := cgroup{controllers: map[string]string{}}
+func Of(pid int) Cgroup {
+	c := Cgroup{controllers: map[string]string{}}
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil {
 		return c
@@ -70,8 +72,11 @@ func existing(dir string) string {
 	return dir
 }
 
+// Known reports whether there is anything to measure and to signal.
+func (c Cgroup) Known() bool { return c.dir() != "" }
+
 // dir is a directory that has all of the container's processes.
-func (c cgroup) dir() string {
+func (c Cgroup) dir() string {
 	if c.unified != "" {
 		return c.unified
 	}
@@ -83,8 +88,8 @@ func (c cgroup) dir() string {
 	return ""
 }
 
-// pids returns the processes in the cgroup and in those below it.
-func (c cgroup) pids() ([]uint32, error) {
+// Pids returns the processes in the cgroup and in those below it.
+func (c Cgroup) Pids() ([]uint32, error) {
 	dir := c.dir()
 	if dir == "" {
 		return nil, errors.New("the container's cgroup is not known")
@@ -115,9 +120,9 @@ func (c cgroup) pids() ([]uint32, error) {
 	return pids, err
 }
 
-// signal sends a signal once to each process of the cgroup, with those that
+// Signal sends a signal once to each process of the cgroup, with those that
 // are born meanwhile.
-func (c cgroup) signal(sig uint32) error {
+func (c Cgroup) Signal(sig uint32) error {
 	if sig == uint32(unix.SIGKILL) && c.unified != "" {
 		if os.WriteFile(filepath.Join(c.unified, "cgroup.kill"), []byte("1"), 0) == nil {
 			return nil
@@ -125,7 +130,7 @@ func (c cgroup) signal(sig uint32) error {
 	}
 	told := map[uint32]bool{}
 	for range killRounds {
-		pids, err := c.pids()
+		pids, err := c.Pids()
 		if err != nil {
 			return err
 		}
@@ -148,25 +153,26 @@ func (c cgroup) signal(sig uint32) error {
 
 // signalOne tells a process that is still in the cgroup: its number may be
 // another's by now, until we hold it.
-func (c cgroup) signalOne(pid int, sig uint32) error {
-	p, err := openPidfd(pid)
+func (c Cgroup) signalOne(pid int, sig uint32) error {
+	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil // it has ended
 	}
-	defer p.close()
-	now := cgroupOf(pid)
+	defer unix.Close(fd)
+	now := Of(pid)
 	if d := now.dir(); d != c.dir() && !strings.HasPrefix(d, c.dir()+"/") {
 		return nil
 	}
-	if err := p.signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
+	err = unix.PidfdSendSignal(fd, unix.Signal(sig), nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
 	}
-	return nil
+	return err
 }
 
-// oomKills says how many processes of the container the kernel has killed for
+// OOMKills says how many processes of the container the kernel has killed for
 // memory.
-func (c cgroup) oomKills() uint64 {
+func (c Cgroup) OOMKills() uint64 {
 	if c.unified != "" {
 		if m := c.flat(c.unified, "memory.events.local"); m != nil {
 			return m["oom_kill"]
@@ -180,7 +186,7 @@ func (c cgroup) oomKills() uint64 {
 }
 
 // flat reads a file of lines "word number". It is nil if there is none.
-func (c cgroup) flat(dir, name string) map[string]uint64 {
+func (c Cgroup) flat(dir, name string) map[string]uint64 {
 	b, err := os.ReadFile(filepath.Join(dir, name))
 	if err != nil {
 		return nil
@@ -197,7 +203,7 @@ func (c cgroup) flat(dir, name string) map[string]uint64 {
 }
 
 // number reads a file of one number; "max" is the largest.
-func (c cgroup) number(dir, name string) uint64 {
+func (c Cgroup) number(dir, name string) uint64 {
 	b, err := os.ReadFile(filepath.Join(dir, name))
 	if err != nil {
 		return 0
@@ -210,8 +216,8 @@ func (c cgroup) number(dir, name string) uint64 {
 	return n
 }
 
-// stats measures.
-func (c cgroup) stats() (runner.Stats, error) {
+// Stats measures.
+func (c Cgroup) Stats() (runner.Stats, error) {
 	switch {
 	case c.unified != "":
 		return c.stats2(), nil
@@ -221,7 +227,7 @@ func (c cgroup) stats() (runner.Stats, error) {
 	return runner.Stats{}, errors.New("the container's cgroup is not known")
 }
 
-func (c cgroup) stats2() runner.Stats {
+func (c Cgroup) stats2() runner.Stats {
 	d := c.unified
 	s := runner.Stats{
 		Unified:    true,
@@ -287,7 +293,7 @@ func parseIOStat(line string) (runner.IOStat, bool) {
 // that we build for.
 const userTick = time.Second / 100
 
-func (c cgroup) stats1() runner.Stats {
+func (c Cgroup) stats1() runner.Stats {
 	pids, acct, mem := c.controllers["pids"], c.controllers["cpuacct"], c.controllers["memory"]
 	use := func(prefix string) runner.MemoryUse {
 		return runner.MemoryUse{
@@ -323,7 +329,7 @@ func (c cgroup) stats1() runner.Stats {
 }
 
 // throttled reads blkio's counters: lines "8:0 Read 4096".
-func (c cgroup) throttled() []runner.IOStat {
+func (c Cgroup) throttled() []runner.IOStat {
 	d := c.controllers["blkio"]
 	var list []runner.IOStat
 	find := func(major, minor uint64) *runner.IOStat {
@@ -364,8 +370,8 @@ func (c cgroup) throttled() []runner.IOStat {
 	return list
 }
 
-// JoinCgroup moves this process to a cgroup, which exists.
-func JoinCgroup(path string) error {
+// Join moves this process to a cgroup, which exists.
+func Join(path string) error {
 	b, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-package shim
+package stream
 
 import (
 	"errors"
@@ -15,17 +15,17 @@ import (
 
 const drainTime = 10 * time.Second // how long a deleted process's reader may take to read the rest
 
-// stdio are the streams of one process: the ends it is given and the pumps
+// A Set is the streams of one process: the ends it is given and the pumps
 // behind them. Streams that nobody asked for are /dev/null and have no pump.
-type stdio struct {
-	child [3]*os.File // the process's ends; ours are closed once it has them
+type Set struct {
+	Child [3]*os.File // the process's ends; ours are closed once it has them
 	null  *os.File    // among them, perhaps
 	pumps []*pump
 	wg    sync.WaitGroup // of the pumps
 
 	socket *consoleSocket // of a terminal that has not come yet
 	out    sink           // of that terminal
-	bufs   *buffers
+	bufs   *Buffers
 
 	mu      sync.Mutex // guards what follows
 	stdin   *os.File   // the reading end of the client's FIFO
@@ -36,75 +36,76 @@ type stdio struct {
 	stdinTo *os.File // the writing end of the process's pipe
 }
 
-type stdioConfig struct {
-	io       task.IO
-	uid, gid uint32
-	bundle   string // for the socket of a terminal
-	name     string // of that socket, in the bundle
-	bufs     *buffers
-	log      *slog.Logger
+// A Config says what streams to make.
+type Config struct {
+	IO       task.IO
+	UID, GID uint32 // owner of the process's pipes
+	Bundle   string // for the socket of a terminal
+	Socket   string // its name, in the bundle
+	Buffers  *Buffers
+	Log      *slog.Logger
 }
 
-// openStdio opens the far ends of the streams and makes the near ones.
-func openStdio(cfg stdioConfig) (_ *stdio, err error) {
-	s := &stdio{bufs: cfg.bufs}
+// Open opens the far ends of the streams and makes the near ones.
+func Open(cfg Config) (_ *Set, err error) {
+	s := &Set{bufs: cfg.Buffers}
 	defer func() {
 		if err != nil {
-			s.abort()
+			s.Abort()
 		}
 	}()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	s.null, s.child = null, [3]*os.File{null, null, null}
-	if cfg.io.Stdin != "" {
-		if err := s.openStdin(cfg.io.Stdin); err != nil {
+	s.null, s.Child = null, [3]*os.File{null, null, null}
+	if cfg.IO.Stdin != "" {
+		if err := s.openStdin(cfg.IO.Stdin); err != nil {
 			return nil, err
 		}
 	}
-	if cfg.io.Terminal {
-		if cfg.io.Stdout != "" {
-			if s.out, err = openSink(cfg.io.Stdout, cfg.log); err != nil {
+	if cfg.IO.Terminal {
+		if cfg.IO.Stdout != "" {
+			if s.out, err = openSink(cfg.IO.Stdout, cfg.Log); err != nil {
 				return nil, err
 			}
 		}
-		s.socket, err = listenConsole(cfg.bundle, cfg.name)
+		s.socket, err = listenConsole(cfg.Bundle, cfg.Socket)
 		return s, err
 	}
 	if s.stdin != nil {
-		r, w, err := pipe(cfg.uid, cfg.gid, true)
+		r, w, err := pipe(cfg.UID, cfg.GID, true)
 		if err != nil {
 			return nil, err
 		}
-		s.child[0], s.stdinTo = r, w
+		s.Child[0], s.stdinTo = r, w
 	}
-	for i, uri := range []string{1: cfg.io.Stdout, 2: cfg.io.Stderr} {
+	for i, uri := range []string{1: cfg.IO.Stdout, 2: cfg.IO.Stderr} {
 		if uri == "" {
 			continue
 		}
-		dst, err := openSink(uri, cfg.log)
+		dst, err := openSink(uri, cfg.Log)
 		if err != nil {
 			return nil, err
 		}
-		w, r, err := pipe(cfg.uid, cfg.gid, false)
+		w, r, err := pipe(cfg.UID, cfg.GID, false)
 		if err != nil {
 			dst.Close()
 			return nil, err
 		}
-		s.child[i] = w
-		s.pumps = append(s.pumps, newPump(r, dst, cfg.bufs))
+		s.Child[i] = w
+		s.pumps = append(s.pumps, newPump(r, dst, cfg.Buffers))
 	}
 	return s, nil
 }
 
-func (s *stdio) openStdin(path string) error {
-	r, err := openFIFO(path, unix.O_RDONLY)
+func (s *Set) openStdin(path string) error {
+	r, err := OpenFIFO(path, unix.O_RDONLY)
 	if err != nil {
 		return err
 	}
 	s.stdin = r
-	s.hold, err = openFIFO(path, unix.O_WRONLY)
+	s.hold, err = OpenFIFO(path, unix.O_WRONLY)
 	return err
 }
 
@@ -133,9 +134,9 @@ func pipe(uid, gid uint32, processReads bool) (theirs, ours *os.File, err error)
 	return os.NewFile(uintptr(their), "pipe"), os.NewFile(uintptr(our), "pipe"), nil
 }
 
-// begin starts the pumps of pipes. The process may fill a pipe before it is
+// Begin starts the pumps of pipes. The process may fill a pipe before it is
 // known to have started, so this comes before it.
-func (s *stdio) begin() {
+func (s *Set) Begin() {
 	for _, p := range s.pumps {
 		s.wg.Go(p.run)
 	}
@@ -148,8 +149,8 @@ func (s *stdio) begin() {
 	}
 }
 
-// attach takes the terminal, which the OCI runtime has sent by now.
-func (s *stdio) attach() error {
+// Attach takes the terminal, which the OCI runtime has sent by now.
+func (s *Set) Attach() error {
 	if s.socket == nil {
 		return nil
 	}
@@ -180,8 +181,17 @@ func (s *stdio) attach() error {
 	return nil
 }
 
+// Socket is the name of the socket that the OCI runtime has to send a terminal
+// to, relative to the bundle, or empty.
+func (s *Set) Socket() string {
+	if s.socket == nil {
+		return ""
+	}
+	return s.socket.name
+}
+
 // feed carries what the client writes to the process.
-func (s *stdio) feed(from, to *os.File) {
+func (s *Set) feed(from, to *os.File) {
 	in := newPump(from, nil, s.bufs)
 	in.carry(func(b []byte) (int, error) {
 		n, err := to.Write(b)
@@ -193,19 +203,19 @@ func (s *stdio) feed(from, to *os.File) {
 	from.Close()
 }
 
-// started closes the ends that the process has now.
-func (s *stdio) started() {
-	for _, f := range append(s.child[:], s.null) {
+// Given closes the ends that the process has now.
+func (s *Set) Given() {
+	for _, f := range append(s.Child[:], s.null) {
 		if f != nil {
 			f.Close()
 		}
 	}
-	s.null, s.child = nil, [3]*os.File{}
+	s.null, s.Child = nil, [3]*os.File{}
 }
 
-// closeStdin lets the process's standard input end when the last client has
+// CloseStdin lets the process's standard input end when the last client has
 // closed it.
-func (s *stdio) closeStdin() {
+func (s *Set) CloseStdin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.hold != nil {
@@ -214,8 +224,8 @@ func (s *stdio) closeStdin() {
 	}
 }
 
-// resize sets the terminal's size, now or when it comes.
-func (s *stdio) resize(width, height uint32) error {
+// Resize sets the terminal's size, now or when it comes.
+func (s *Set) Resize(width, height uint32) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.size = &unix.Winsize{Col: uint16(min(width, 0xffff)), Row: uint16(min(height, 0xffff))}
@@ -225,7 +235,7 @@ func (s *stdio) resize(width, height uint32) error {
 	return s.resizeLocked(*s.size)
 }
 
-func (s *stdio) resizeLocked(size unix.Winsize) error {
+func (s *Set) resizeLocked(size unix.Winsize) error {
 	c, err := s.master.SyscallConn()
 	if err != nil {
 		return err
@@ -238,9 +248,9 @@ func (s *stdio) resizeLocked(size unix.Winsize) error {
 	return errors.Join(err, setErr)
 }
 
-// processEnded closes the way in and begins the end of the way out.
-func (s *stdio) processEnded() {
-	s.closeStdin()
+// ProcessEnded closes the way in and begins the end of the way out.
+func (s *Set) ProcessEnded() {
+	s.CloseStdin()
 	s.mu.Lock()
 	if s.stdin != nil {
 		s.stdin.Close()
@@ -254,10 +264,10 @@ func (s *stdio) processEnded() {
 	}
 }
 
-// close waits until those who read have what the process wrote, for at most
+// Close waits until those who read have what the process wrote, for at most
 // drainTime, and frees everything. It may be called again.
-func (s *stdio) close() {
-	s.processEnded()
+func (s *Set) Close() {
+	s.ProcessEnded()
 	late := time.NewTimer(drainTime)
 	defer late.Stop()
 	for _, p := range s.pumps {
@@ -268,13 +278,13 @@ func (s *stdio) close() {
 			late.Reset(0)
 		}
 	}
-	s.abort()
+	s.Abort()
 }
 
-// abort frees everything at once.
-func (s *stdio) abort() {
-	s.started()
-	s.closeStdin()
+// Abort frees everything at once.
+func (s *Set) Abort() {
+	s.Given()
+	s.CloseStdin()
 	s.mu.Lock()
 	s.closed = true
 	for _, f := range []*os.File{s.stdin, s.stdinTo, s.master} {

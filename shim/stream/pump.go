@@ -1,4 +1,4 @@
-package shim
+package stream
 
 import (
 	"errors"
@@ -16,24 +16,24 @@ const (
 	hangupLook = 100 * time.Millisecond // how often a terminal without a program is looked at
 )
 
-// buffers are borrowed for as long as bytes are in them, so that a container
+// Buffers are borrowed for as long as bytes are in them, so that a container
 // that says nothing costs no buffer.
-type buffers struct{ pool sync.Pool }
+type Buffers struct{ pool sync.Pool }
 
-func (b *buffers) get() *[bufferSize]byte {
+func (b *Buffers) get() *[bufferSize]byte {
 	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
 		return p
 	}
 	return new([bufferSize]byte)
 }
 
-func (b *buffers) put(p *[bufferSize]byte) { b.pool.Put(p) }
+func (b *Buffers) put(p *[bufferSize]byte) { b.pool.Put(p) }
 
 // A pump carries what a process writes to where it is wanted.
 type pump struct {
 	src  *os.File // not blocking
 	dst  sink
-	bufs *buffers
+	bufs *Buffers
 
 	delivered chan struct{} // closed when nothing more will reach dst
 	ended     chan struct{} // closed when the process has ended
@@ -44,7 +44,7 @@ type pump struct {
 	stopOnce  sync.Once
 }
 
-func newPump(src *os.File, dst sink, bufs *buffers) *pump {
+func newPump(src *os.File, dst sink, bufs *Buffers) *pump {
 	return &pump{
 		src: src, dst: dst, bufs: bufs,
 		delivered: make(chan struct{}),
@@ -59,14 +59,14 @@ func newPump(src *os.File, dst sink, bufs *buffers) *pump {
 // what heirs still write is read and forgotten, so that they are not killed by
 // it, until stop.
 func (p *pump) run() {
-	err := p.carry(p.dst.Write)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	why := p.carry(p.dst.Write)
+	if errors.Is(why, os.ErrDeadlineExceeded) {
 		p.sweep()
 	}
 	p.dst.finish(p.hurried)
 	p.dst.Close()
 	close(p.delivered)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+	if !errors.Is(why, io.EOF) && !errors.Is(why, os.ErrClosed) {
 		p.src.SetReadDeadline(time.Time{})
 		p.carry(func(b []byte) (int, error) { return len(b), nil })
 	}
