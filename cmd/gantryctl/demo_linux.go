@@ -126,10 +126,12 @@ func (d *demo) show(ctx context.Context, image string) error {
 		return fmt.Errorf("events: %w", err)
 	}
 	const name = "hello"
+	defer d.remove(ctx, c, name)
 	if err := d.command(ctx, "run", "--rm", "--name", name, "demo:latest"); err != nil {
 		return err
 	}
 	d.say("The run caused these events:")
+	last := 2
 	patience := time.AfterFunc(10*time.Second, cancel)
 	defer patience.Stop()
 	for e, err := range events {
@@ -139,11 +141,26 @@ func (d *demo) show(ctx context.Context, image string) error {
 		if err := printEvent(d.out, "table", e); err != nil {
 			return err
 		}
-		if e.Topic == "/containers/delete" {
-			return nil
+		// The two last ones come from two daemons, in either order.
+		switch e.Topic {
+		case "/containers/delete", "/snapshot/remove":
+			if last--; last == 0 {
+				return nil
+			}
 		}
 	}
 	return errors.New("events: the container's end was not told")
+}
+
+// remove removes what an interrupted run left.
+func (d *demo) remove(ctx context.Context, c *client.Client, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if k, err := c.In("default").Container(ctx, name); err == nil {
+		if err := k.Delete(ctx, true); err != nil {
+			d.say("The container %s is left: %v", name, err)
+		}
+	}
 }
 
 // command runs a command as a user would type it.
