@@ -159,9 +159,7 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, l lease.Ref, labe
 		}
 		return false, err
 	}
-	if move != stayed {
-		w.c.find(d)
-	}
+	w.c.find(d)
 	if move == stayed || r.left != w.name {
 		w.c.removeIngest(r.left)
 	}
@@ -194,14 +192,16 @@ func (w *writer) place(d digest.Digest) (placing, error) {
 		return stayed, kind(w.c.disk.SyncDir(filepath.Dir(to)))
 	case w.file == nil:
 		// What was borrowed is gone, which nobody here does.
-		w.c.lose(d)
+		w.c.lose(d, errNotWhole)
 		return stayed, fmt.Errorf("content %s was lost and has to be written again: %w", d, errdefs.ErrAborted)
 	}
 	move := moved
 	if err == nil {
 		move = replaced
 	}
-	if err := w.c.disk.Rename(w.c.ingestPath(w.name), to); err != nil {
+	if err := w.c.disk.Rename(w.c.ingestPath(w.name), to); errors.Is(err, fs.ErrNotExist) {
+		return stayed, w.gone() // aborted
+	} else if err != nil {
 		return stayed, kind(err)
 	}
 	if err := w.c.disk.SyncDir(filepath.Dir(to)); err != nil {
@@ -241,7 +241,7 @@ func (r *recording) write(ctx context.Context, tx *kv.Tx) error {
 	}
 	if r.isAborted() || r.file != nil && rec == nil {
 		if r.gone = true; r.placed {
-			return c.trash(tx, d)
+			return c.trash(tx, d, r.status.Offset)
 		}
 		return nil
 	}
@@ -258,7 +258,7 @@ func (r *recording) write(ctx context.Context, tx *kv.Tx) error {
 	now := c.now()
 	return errors.Join(
 		tx.PutJSON(blobKey(c.scope.Name, d), blob{Size: r.status.Offset, Created: now, Updated: now, Labels: r.labels}),
-		tx.Put(haveKey(d, c.scope.Name), nil),
+		tx.PutJSON(haveKey(d, c.scope.Name), r.status.Offset),
 		tx.Delete(trashKey(d)),
 		c.box.Add(ctx, tx, event.New(c.scope.Name, now, event.ContentCreate{Digest: d.String(), Size: r.status.Offset})),
 	)

@@ -10,7 +10,7 @@
 // The records, by key:
 //
 //	blob <namespace> <digest>                    size, times, labels
-//	have <digest> <namespace>                    the same, the other way round
+//	have <digest> <namespace>                    size
 //	trash <digest>                               bytes that no namespace has
 //	ingest <namespace> <ref>                     file, total, expected digest,
 //	                                             times, hash of the bytes so far
@@ -24,8 +24,9 @@
 // into blobs/, syncs that directory and then writes the record, so that a record
 // is of whole bytes that are there. What a crash leaves in between, Open finds:
 // a file in blobs/ without a record becomes trash, one in ingest/ without a
-// record is removed, and a record without a file is reported, and absent for
-// everybody until the bytes are committed again.
+// record is removed, and a record without a file, or with one of another
+// size, is reported, and absent for everybody until the bytes are committed
+// again.
 //
 // A delete removes the record and, with the last one, makes the bytes trash, in
 // one transaction; Collect removes the file later.

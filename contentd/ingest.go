@@ -114,19 +114,21 @@ func (s *Store) pin(d digest.Digest) (int64, bool, error) {
 	if err != nil {
 		return 0, false, err
 	}
-	known := false
-	if err := s.db.View(func(tx *kv.Tx) (err error) {
-		if known = had(tx, d); !known {
-			known, err = present(tx, trashKey(d))
-		}
+	size := int64(0)
+	err = s.db.View(func(tx *kv.Tx) (err error) {
+		size, err = sizeOf(tx, d)
 		return err
-	}); err != nil || !known {
+	})
+	if errors.Is(err, errdefs.ErrNotFound) || err == nil && size != fi.Size() {
+		return 0, false, nil
+	}
+	if err != nil {
 		return 0, false, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pins[d]++
-	return fi.Size(), true, nil
+	return size, true, nil
 }
 
 func (s *Store) unpin(d digest.Digest) {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -86,47 +88,52 @@ func (s *Store) reconcileIngests() error {
 	return nil
 }
 
-// reconcileBlobs finds records without a file, which count as absent, and files
-// without a record, which become trash.
+// reconcileBlobs finds records without a whole file, which count as absent, and
+// files without a record, which become trash.
 func (s *Store) reconcileBlobs() error {
 	files, err := s.blobFiles()
 	if err != nil {
 		return err
 	}
+	known := make(map[digest.Digest]bool)
 	if err := s.db.View(func(tx *kv.Tx) error {
-		for _, prefix := range []string{"have", "trash"} {
-			for key := range tx.Scan(kv.Key(prefix, ""), nil) {
-				d := digestAt(key, 1)
-				if _, there := files[d]; there {
-					files[d] = true
-				} else if prefix == "have" && !s.isLost(d) {
-					s.lose(d)
-				}
+		for key, value := range tx.Scan(kv.Key("have", ""), nil) {
+			d := digestAt(key, 1)
+			if known[d] {
+				continue
 			}
+			known[d] = true
+			want, err := readHave(value)
+			if size, ok := files[d]; err == nil && (!ok || size != want) {
+				err = errNotWhole
+			}
+			if err != nil {
+				s.lose(d, err)
+			}
+		}
+		for key := range tx.Scan(kv.Key("trash", ""), nil) {
+			known[digestAt(key, 1)] = true
 		}
 		return nil
 	}); err != nil {
 		return err
 	}
-	var orphans []digest.Digest
-	for d, known := range files {
-		if !known {
-			orphans = append(orphans, d)
-		}
+	for d := range known {
+		delete(files, d)
 	}
-	if len(orphans) == 0 {
+	if len(files) == 0 {
 		return nil
 	}
-	s.log.Info("found blobs without a record: they are trash", "count", len(orphans))
-	if err := s.trashAll(orphans); err != nil {
+	s.log.Info("found blobs without a record: they are trash", "count", len(files))
+	if err := s.trashAll(files); err != nil {
 		s.log.Warn("blobs without a record stay until the next start", "err", err)
 	}
 	return nil
 }
 
-// blobFiles returns every blob that has a file.
-func (s *Store) blobFiles() (map[digest.Digest]bool, error) {
-	files := make(map[digest.Digest]bool)
+// blobFiles returns the size of every blob that has a file.
+func (s *Store) blobFiles() (map[digest.Digest]int64, error) {
+	files := make(map[digest.Digest]int64)
 	for _, a := range content.Algorithms() {
 		names, err := os.ReadDir(s.blobs(a))
 		if err != nil {
@@ -138,19 +145,21 @@ func (s *Store) blobFiles() (map[digest.Digest]bool, error) {
 				s.log.Warn("a file that is not ours is left alone", "path", filepath.Join(s.blobs(a), n.Name()))
 				continue
 			}
-			files[d] = false
+			fi, err := n.Info()
+			if err != nil {
+				return nil, err
+			}
+			files[d] = fi.Size()
 		}
 	}
 	return files, nil
 }
 
-func (s *Store) trashAll(all []digest.Digest) error {
-	for len(all) > 0 {
-		batch := all[:min(len(all), trashBatch)]
-		all = all[len(batch):]
+func (s *Store) trashAll(files map[digest.Digest]int64) error {
+	for all := range slices.Chunk(slices.Collect(maps.Keys(files)), trashBatch) {
 		if err := s.db.Release(context.Background(), func(tx *kv.Tx) error {
-			for _, d := range batch {
-				if err := s.trash(tx, d); err != nil {
+			for _, d := range all {
+				if err := s.trash(tx, d, files[d]); err != nil {
 					return err
 				}
 			}

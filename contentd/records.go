@@ -52,6 +52,7 @@ type saved struct {
 // trash is bytes that no namespace has.
 type trash struct {
 	Since time.Time `json:"since"`
+	Size  int64     `json:"size"`
 }
 
 // newFile is a name in ingest/ that no ingest has.
@@ -111,6 +112,25 @@ func had(tx *kv.Tx, d digest.Digest) bool {
 		return true
 	}
 	return false
+}
+
+// sizeOf returns how many bytes a blob has that some namespace has, or had
+// until just now: [errdefs.ErrNotFound] if none did.
+func sizeOf(tx *kv.Tx, d digest.Digest) (int64, error) {
+	for _, value := range tx.Scan(kv.Key("have", d.String(), ""), nil) {
+		return readHave(value)
+	}
+	var t trash
+	err := tx.GetJSON(trashKey(d), &t)
+	return t.Size, err
+}
+
+func readHave(value []byte) (int64, error) {
+	var size int64
+	if err := json.Unmarshal(value, &size); err != nil {
+		return 0, fmt.Errorf("size %q of a blob: %w: %w", value, err, errdefs.ErrDataLoss)
+	}
+	return size, nil
 }
 
 // present says whether there is such a key.

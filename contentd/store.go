@@ -57,7 +57,7 @@ type Store struct {
 	mu      sync.Mutex
 	writers map[held]*writer
 	pins    map[digest.Digest]int  // by writers that borrow
-	lost    map[digest.Digest]bool // have a record and no file
+	lost    map[digest.Digest]bool // have a record and no whole file
 }
 
 // held is a ref that has a writer.
@@ -233,9 +233,15 @@ func (c *scoped) Delete(ctx context.Context, d digest.Digest) error {
 	}
 	ns := c.scope.Name
 	return c.db.Release(ctx, func(tx *kv.Tx) error {
-		// A blob whose bytes are lost has a record to delete all the same.
-		if ok, err := present(tx, blobKey(ns, d)); err != nil || !ok {
-			return errors.Join(err, missing(d))
+		// A blob whose bytes are lost, and one whose record is damaged, is
+		// deleted all the same.
+		var b blob
+		err := tx.GetJSON(blobKey(ns, d), &b)
+		if errors.Is(err, errdefs.ErrNotFound) {
+			return missing(d)
+		}
+		if err != nil && !errors.Is(err, errdefs.ErrDataLoss) {
+			return err
 		}
 		if err := errors.Join(tx.Delete(blobKey(ns, d)), tx.Delete(haveKey(d, ns))); err != nil {
 			return err
@@ -245,7 +251,7 @@ func (c *scoped) Delete(ctx context.Context, d digest.Digest) error {
 				return err
 			}
 		}
-		if err := c.trash(tx, d); err != nil {
+		if err := c.trash(tx, d, b.Size); err != nil {
 			return err
 		}
 		return c.box.Add(ctx, tx, event.New(ns, c.now(), event.ContentDelete{Digest: d.String()}))
@@ -255,12 +261,12 @@ func (c *scoped) Delete(ctx context.Context, d digest.Digest) error {
 func missing(d digest.Digest) error { return fmt.Errorf("content %s: %w", d, errdefs.ErrNotFound) }
 
 // trash notes that the bytes can be collected, unless somebody has them.
-func (s *Store) trash(tx *kv.Tx, d digest.Digest) error {
+func (s *Store) trash(tx *kv.Tx, d digest.Digest, size int64) error {
 	if had(tx, d) {
 		return nil
 	}
 	tx.After(s.ring)
-	return tx.PutJSON(trashKey(d), trash{Since: s.now()})
+	return tx.PutJSON(trashKey(d), trash{Since: s.now(), Size: size})
 }
 
 // Open implements [content.Blobs].
@@ -270,7 +276,7 @@ func (c *scoped) Open(ctx context.Context, d digest.Digest) (content.Reader, err
 		return nil, err
 	}
 	r, err := c.openBlob(d, info.Size)
-	if !errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, errNotWhole) {
 		return r, err
 	}
 	// Deleted, or collected and committed again, since Info; or it is lost.
@@ -278,22 +284,28 @@ func (c *scoped) Open(ctx context.Context, d digest.Digest) (content.Reader, err
 	if info, err = c.Info(ctx, d); err != nil {
 		return nil, err
 	}
-	if r, err = c.openBlob(d, info.Size); errors.Is(err, fs.ErrNotExist) {
-		c.lose(d)
+	if r, err = c.openBlob(d, info.Size); errors.Is(err, errNotWhole) {
+		c.lose(d, err)
 		return nil, missing(d)
 	}
 	return r, err
 }
 
+// errNotWhole says that a blob has no file, or one of another size.
+var errNotWhole = errors.New("its file is not whole")
+
 // openBlob returns only what has as many bytes as its record says.
 func (s *Store) openBlob(d digest.Digest, size int64) (content.Reader, error) {
 	f, err := os.OpenFile(s.path(d), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", err, errNotWhole)
+	}
 	if err != nil {
 		return nil, kind(err)
 	}
 	fi, err := f.Stat()
 	if err == nil && fi.Size() != size {
-		err = fmt.Errorf("content %s has %d bytes, not %d: %w", d, fi.Size(), size, errdefs.ErrDataLoss)
+		err = fmt.Errorf("%d bytes, not %d: %w", fi.Size(), size, errNotWhole)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -354,11 +366,11 @@ func (s *Store) isLost(d digest.Digest) bool {
 }
 
 // lose notes that a blob has records and no bytes.
-func (s *Store) lose(d digest.Digest) {
+func (s *Store) lose(d digest.Digest, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lost[d] = true
-	s.log.Error("the bytes of a blob are gone: it counts as absent", "digest", d)
+	s.log.Error("the bytes of a blob are lost: it counts as absent", "digest", d, "err", why)
 }
 
 // find notes that the bytes are there.
