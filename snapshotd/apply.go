@@ -106,7 +106,7 @@ func (a applier) target(mounts []mount.Mount) (target, error) {
 		} else if err != nil {
 			return err
 		}
-		h := shelf{o.Snapshotter, o.Namespace}
+		h := o.shelf()
 		r, err := h.get(tx, o.Name)
 		if err != nil {
 			return err

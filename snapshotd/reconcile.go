@@ -2,6 +2,7 @@ package snapshotd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -24,22 +25,14 @@ func (s *Store) reconcile() error {
 	if err != nil {
 		return err
 	}
-	var missing []uint64
+	var all []kept
 	last := uint64(0)
 	if err := s.db.View(func(tx *kv.Tx) error {
 		if err := tx.GetJSON(lastKey, &last); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 			return err
 		}
-		for key := range tx.Scan(kv.Key("dir", ""), nil) {
-			id, err := idOf(key)
-			if err != nil {
-				return err
-			}
-			if !found[id] {
-				missing = append(missing, id)
-			}
-			delete(found, id)
-			last = max(last, id)
+		if all, err = keptDirs(tx); err != nil {
+			return err
 		}
 		for key := range tx.Scan(kv.Key("trash", ""), nil) {
 			id, err := idOf(key)
@@ -56,19 +49,43 @@ func (s *Store) reconcile() error {
 	for id := range found {
 		last = max(last, id)
 	}
+	for _, k := range all {
+		delete(found, k.record.ID)
+		last = max(last, k.record.ID)
+	}
 	s.last.Store(last)
 	if err := s.trash(found); err != nil {
 		return fmt.Errorf("reconcile: %w", err)
 	}
-	for _, id := range missing {
-		if err := s.mend(id); err != nil {
-			return fmt.Errorf("reconcile: directory %d: %w", id, err)
+	for _, k := range all {
+		if err := s.mend(k); err != nil {
+			return fmt.Errorf("reconcile: directory %d: %w", k.record.ID, err)
 		}
 	}
 	return nil
 }
 
-// directories returns the ids that have a whole directory.
+// A kept directory is that of a snapshot.
+type kept struct {
+	owner  owner
+	record record
+}
+
+func keptDirs(tx *kv.Tx) (all []kept, err error) {
+	for key, value := range tx.Scan(kv.Key("dir", ""), nil) {
+		var k kept
+		if err := json.Unmarshal(value, &k.owner); err != nil {
+			return nil, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+		}
+		if k.record, err = k.owner.shelf().get(tx, k.owner.Name); err != nil {
+			return nil, err
+		}
+		all = append(all, k)
+	}
+	return all, nil
+}
+
+// directories returns the ids that have a directory, whole or not.
 func (s *Store) directories() (map[uint64]bool, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -111,29 +128,29 @@ func (s *Store) trash(ids map[uint64]bool) error {
 	return nil
 }
 
-// mend makes the directory of a snapshot anew that has lost it.
-func (s *Store) mend(id uint64) error {
-	var r record
-	var o owner
+// mend makes anew what a snapshot has lost of its directory.
+func (s *Store) mend(k kept) error {
+	r := k.record
+	missing := !isDir(s.fs(r.ID)) || r.Kind == snapshot.Active && !isDir(s.work(r.ID))
+	if !missing {
+		return nil
+	}
+	if r.Kind == snapshot.Committed {
+		s.log.Error("the files of a snapshot are gone", "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "dir", s.path(r.ID))
+		return nil
+	}
 	var chain []uint64
-	if err := s.db.View(func(tx *kv.Tx) error {
-		if err := tx.GetJSON(dirKey(id), &o); err != nil {
-			return err
-		}
-		h := shelf{o.Snapshotter, o.Namespace}
-		var err error
-		if r, err = h.get(tx, o.Name); err != nil {
-			return err
-		}
-		chain, err = h.chain(tx, r.Parent)
+	if err := s.db.View(func(tx *kv.Tx) (err error) {
+		chain, err = k.owner.shelf().chain(tx, r.Parent)
 		return err
 	}); err != nil {
 		return err
 	}
-	if r.Kind == snapshot.Committed {
-		s.log.Error("the files of a snapshot are gone", "namespace", o.Namespace, "snapshot", o.Name, "dir", s.path(id))
-		return nil
-	}
-	s.log.Warn("made the directory of a snapshot anew", "namespace", o.Namespace, "snapshot", o.Name, "dir", s.path(id))
+	s.log.Warn("made the directory of a snapshot anew", "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "dir", s.path(r.ID))
 	return s.makeDir(r, chain)
+}
+
+func isDir(path string) bool {
+	fi, err := os.Lstat(path)
+	return err == nil && fi.IsDir()
 }

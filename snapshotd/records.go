@@ -41,6 +41,8 @@ type owner struct {
 	Name        string `json:"name"`
 }
 
+func (o owner) shelf() shelf { return shelf{o.Snapshotter, o.Namespace} }
+
 // A piece of trash is a directory whose snapshot is gone.
 type trash struct {
 	Since time.Time `json:"since"`

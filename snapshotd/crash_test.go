@@ -1,0 +1,434 @@
+package snapshotd
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/snapshot"
+)
+
+// powerDisk is a disk whose power fails before the cutAt-th change. What was
+// not synced until then is gone, as far as forget can tell.
+type powerDisk struct {
+	disk
+	cutAt int
+
+	mu      sync.Mutex
+	changes int
+	made    []string        // directories since the last sync
+	durable map[string]bool // files that were there at a sync
+}
+
+var errPower = errors.New("power failure")
+
+func (d *powerDisk) change() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.changes++; d.changes >= d.cutAt {
+		return errPower
+	}
+	return nil
+}
+
+func (d *powerDisk) Mkdir(path string, mode fs.FileMode) error {
+	if err := d.change(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.made = append(d.made, path)
+	return d.disk.Mkdir(path, mode)
+}
+
+func (d *powerDisk) Chown(path string, uid, gid int) error {
+	if err := d.change(); err != nil {
+		return err
+	}
+	return d.disk.Chown(path, uid, gid)
+}
+
+func (d *powerDisk) SyncFS(path string) error {
+	if err := d.change(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.made = nil
+	filepath.WalkDir(filepath.Dir(path), func(file string, e fs.DirEntry, err error) error {
+		d.durable[file] = true
+		return err
+	})
+	return d.disk.SyncFS(path)
+}
+
+func (d *powerDisk) RemoveTree(ctx context.Context, path string) error {
+	if err := d.change(); err != nil {
+		return err
+	}
+	return d.disk.RemoveTree(ctx, path)
+}
+
+// forget takes away what was never synced: new directories, or only what is in
+// the files, if the names happened to reach the disk.
+func (d *powerDisk) forget(t *testing.T, root string, keepNames bool) {
+	t.Helper()
+	for _, dir := range d.made {
+		if keepNames || !strings.HasPrefix(dir, root) {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Name() == unsyncedName && !d.durable[path] {
+			return os.Truncate(path, 0)
+		}
+		return nil
+	})
+}
+
+// unsyncedName is the file that a test writes into a snapshot.
+const unsyncedName = "written"
+
+// TestPowerFailure cuts the power before the first change to the disk, then
+// before the second, and so on until everything was done. After each cut the
+// store opens, and keeps what it promised: a committed snapshot is whole, an
+// active one can be used, and nothing else is left on disk.
+func TestPowerFailure(t *testing.T) {
+	needRoot(t)
+	for _, keepNames := range []bool{true, false} {
+		for cut := 1; ; cut++ {
+			cfg := testConfig(t)
+			openOnce(t, cfg) // the directories of the daemon itself
+			power := &powerDisk{disk: files{}, cutAt: cut, durable: map[string]bool{}}
+			acked := scenario(t, cfg, power)
+			power.forget(t, filepath.Join(cfg.Root, Overlayfs, "snapshots"), keepNames)
+
+			// The power fails again while the store opens, at each change.
+			for again := 1; ; again++ {
+				second := &powerDisk{disk: files{}, cutAt: again, durable: map[string]bool{}}
+				s, err := open(cfg, quietNeeds(t), second, newKernel())
+				if err == nil {
+					err = errors.Join(s.empty(t.Context()), s.Close())
+				}
+				if second.changes < again {
+					if err != nil {
+						t.Fatalf("cut %d: Open after all: %v", cut, err)
+					}
+					break
+				}
+			}
+			check(t, cfg, fmt.Sprintf("cut %d (keepNames %t)", cut, keepNames), acked)
+			if power.changes < cut {
+				break // it ran to its end with power to spare
+			}
+		}
+	}
+}
+
+func quietNeeds(t *testing.T) Needs {
+	needs := testNeeds(t)
+	needs.Log = slog.New(slog.DiscardHandler)
+	return needs
+}
+
+func openOnce(t *testing.T, cfg Config) {
+	t.Helper()
+	s, err := Open(cfg, quietNeeds(t))
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+}
+
+// ack is what a caller was told.
+type ack struct{ prepared, committed, removed map[string]bool }
+
+// scenario uses a store until its power fails.
+func scenario(t *testing.T, cfg Config, d disk) (a ack) {
+	t.Helper()
+	a = ack{map[string]bool{}, map[string]bool{}, map[string]bool{}}
+	s, err := open(cfg, quietNeeds(t), d, newKernel())
+	if err != nil {
+		if !errors.Is(err, errPower) {
+			t.Fatalf("open: %v", err)
+		}
+		return a
+	}
+	defer s.Close()
+	if s.skipped != nil {
+		return a // the power failed while it looked for overlayfs
+	}
+	sn := in(t, s, one)
+	ctx := t.Context()
+	step := func(done map[string]bool, key string, err error) bool {
+		if err == nil {
+			done[key] = true
+		} else if !errors.Is(err, errPower) {
+			t.Errorf("%s: %v", key, err)
+		}
+		return err == nil
+	}
+	parent := ""
+	for i := range 3 {
+		key, name := fmt.Sprint("key", i), fmt.Sprint("name", i)
+		m, err := sn.Prepare(ctx, key, parent, snapshot.Options{})
+		if !step(a.prepared, key, err) {
+			return a
+		}
+		write(t, m, name)
+		if !step(a.committed, name, sn.Commit(ctx, name, key, snapshot.Options{})) {
+			return a
+		}
+		delete(a.prepared, key)
+		parent = name
+	}
+	if _, err := sn.Prepare(ctx, "active", parent, snapshot.Options{}); !step(a.prepared, "active", err) {
+		return a
+	}
+	if _, err := sn.View(ctx, "view", "", snapshot.Options{}); !step(a.prepared, "view", err) {
+		return a
+	}
+	if _, err := sn.Prepare(ctx, "short-lived", "", snapshot.Options{}); !step(a.prepared, "short-lived", err) {
+		return a
+	}
+	delete(a.prepared, "short-lived")
+	if step(a.removed, "short-lived", sn.Remove(ctx, "short-lived")) {
+		if err := s.empty(ctx); err != nil && !errors.Is(err, errPower) {
+			t.Errorf("empty: %v", err)
+		}
+	}
+	return a
+}
+
+// write is what a container does in a snapshot.
+func write(t *testing.T, m []mount.Mount, text string) {
+	t.Helper()
+	dir := m[0].Source
+	for _, o := range m[0].Options {
+		if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
+			dir = upper
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, unsyncedName), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// check compares what was acknowledged with what is there.
+func check(t *testing.T, cfg Config, when string, a ack) {
+	t.Helper()
+	s, err := Open(cfg, quietNeeds(t))
+	if err != nil {
+		t.Fatalf("%s: Open: %v", when, err)
+	}
+	defer s.Close()
+	sn := in(t, s, one)
+	for name := range a.committed {
+		i, err := sn.Stat(t.Context(), name)
+		if err != nil || i.Kind != snapshot.Committed {
+			t.Errorf("%s: %s is %v, %v, want committed", when, name, i.Kind, err)
+			continue
+		}
+	}
+	for i, err := range sn.List(t.Context()) {
+		if err != nil {
+			t.Fatalf("%s: List: %v", when, err)
+		}
+		r, chain, err := sn.read(i.Name)
+		if err != nil {
+			t.Errorf("%s: %s: %v", when, i.Name, err)
+		}
+		if i.Kind == snapshot.Committed {
+			b, err := os.ReadFile(filepath.Join(s.fs(r.ID), unsyncedName))
+			if string(b) != i.Name {
+				t.Errorf("%s: the file of %s is %q, %v", when, i.Name, b, err)
+			}
+			continue
+		}
+		if _, err := os.Stat(s.fs(r.ID)); err != nil && r.hasDir() {
+			t.Errorf("%s: %s: %v", when, i.Name, err)
+		}
+		if i.Kind == snapshot.Active && len(chain) > 0 {
+			root, err := s.kernel.Overlay(overlay{dir: s.dir, upper: relFS(r.ID), work: fmt.Sprintf("%d/work", r.ID), lower: relAll(chain), options: s.options})
+			if err != nil {
+				t.Errorf("%s: mount of %s: %v", when, i.Name, err)
+				continue
+			}
+			root.Close()
+		}
+	}
+	for key := range a.prepared {
+		_, err := sn.Stat(t.Context(), key)
+		// The commit of the key may have become true without an answer.
+		if _, committed := sn.Stat(t.Context(), strings.Replace(key, "key", "name", 1)); err != nil && committed != nil {
+			t.Errorf("%s: %s was prepared: %v", when, key, err)
+		}
+	}
+	for key := range a.removed {
+		if _, err := sn.Stat(t.Context(), key); !errors.Is(err, errdefs.ErrNotFound) {
+			t.Errorf("%s: %s was removed: %v", when, key, err)
+		}
+	}
+	wantTidy(t, s, when)
+}
+
+func relAll(ids []uint64) (all []string) {
+	for _, id := range ids {
+		all = append(all, relFS(id))
+	}
+	return all
+}
+
+// wantTidy finds no directory that is nobody's.
+func wantTidy(t *testing.T, s *Store, when string) {
+	t.Helper()
+	if err := s.empty(t.Context()); err != nil {
+		t.Errorf("%s: empty: %v", when, err)
+	}
+	found, err := s.directories()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id := range found {
+		if whose(t, s, id) == nil {
+			t.Errorf("%s: directory %d is nobody's", when, id)
+		}
+	}
+}
+
+// TestKill kills the process at random moments. What it acknowledged before is
+// there.
+func TestKill(t *testing.T) {
+	needRoot(t)
+	if root := os.Getenv("SNAPSHOTD_TEST_ROOT"); root != "" {
+		victim(t, root)
+		return
+	}
+	cfg := testConfig(t)
+	committed, removed := map[string]bool{}, map[string]bool{}
+	for round := range 6 {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKill$", "-test.v")
+		cmd.Env = append(os.Environ(), "SNAPSHOTD_TEST_ROOT="+cfg.Root, "SNAPSHOTD_TEST_ROUND="+strconv.Itoa(round))
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		limit := 3 + rand.IntN(40)
+		for n := 0; lines.Scan(); {
+			f := strings.Fields(lines.Text())
+			if len(f) != 3 || f[0] != "ack" {
+				continue
+			}
+			switch f[1] {
+			case "committed":
+				committed[f[2]] = true
+			case "removing": // from now on, either is right
+				delete(committed, f[2])
+			case "removed":
+				removed[f[2]] = true
+			}
+			if n++; n == limit {
+				cmd.Process.Kill()
+			}
+		}
+		cmd.Wait()
+		s, err := Open(cfg, quietNeeds(t))
+		if err != nil {
+			t.Fatalf("Open after kill %d: %v", round, err)
+		}
+		sn := in(t, s, one)
+		for name := range committed {
+			r, _, err := sn.read(name)
+			if err != nil || r.Kind != snapshot.Committed {
+				t.Errorf("after kill %d: %s: %v, %v", round, name, r.Kind, err)
+				continue
+			}
+			if b, err := os.ReadFile(filepath.Join(s.fs(r.ID), unsyncedName)); string(b) != name {
+				t.Errorf("after kill %d: the file of %s is %q, %v", round, name, b, err)
+			}
+		}
+		for name := range removed {
+			if _, err := sn.Stat(t.Context(), name); !errors.Is(err, errdefs.ErrNotFound) {
+				t.Errorf("after kill %d: %s was removed: %v", round, name, err)
+			}
+		}
+		wantTidy(t, s, fmt.Sprint("after kill ", round))
+		if err := s.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	}
+	t.Logf("%d committed, %d removed", len(committed), len(removed))
+}
+
+// victim uses a store until it is killed, and says what was acknowledged.
+func victim(t *testing.T, root string) {
+	cfg := Default()
+	cfg.Root = root
+	s, err := Open(cfg, quietNeeds(t))
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	go s.Collect(t.Context())
+	sn := in(t, s, one)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	say := func(what, name string) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Println("ack", what, name)
+	}
+	deadline := time.Now().Add(20 * time.Second) // the parent may have died
+	for w := range 3 {
+		wg.Go(func() {
+			last := ""
+			for i := 0; time.Now().Before(deadline); i++ {
+				key := fmt.Sprintf("r%s-w%d-%d", os.Getenv("SNAPSHOTD_TEST_ROUND"), w, i)
+				m, err := sn.Prepare(t.Context(), "key-"+key, "", snapshot.Options{})
+				if err != nil {
+					t.Errorf("Prepare: %v", err)
+					return
+				}
+				write(t, m, key)
+				if err := sn.Commit(t.Context(), key, "key-"+key, snapshot.Options{}); err != nil {
+					t.Errorf("Commit: %v", err)
+					return
+				}
+				say("committed", key)
+				if last != "" && i%2 == 0 {
+					say("removing", last)
+					if err := sn.Remove(t.Context(), last); err != nil {
+						t.Errorf("Remove: %v", err)
+						return
+					}
+					say("removed", last)
+				}
+				last = key
+			}
+		})
+	}
+	wg.Wait()
+}
