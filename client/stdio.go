@@ -2,7 +2,9 @@ package client
 
 import (
 	"io"
+	"net/url"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -15,6 +17,10 @@ type Streams struct {
 	In  io.Reader
 	Out io.Writer
 	Err io.Writer // not used with a terminal, which has one output
+
+	// File is a file of the node to which the output is added instead of
+	// going to Out and Err. It needs no client that reads it.
+	File string
 
 	Terminal bool
 }
@@ -146,6 +152,16 @@ func (o *output) more() {
 // below dir.
 func openStdio(dir string, s Streams) (_ *stdio, err error) {
 	o := &stdio{io: task.IO{Terminal: s.Terminal}, open: make(chan struct{}), done: make(chan struct{})}
+	if s.File != "" {
+		if !filepath.IsAbs(s.File) {
+			return nil, invalid("output to %q: not an absolute path", s.File)
+		}
+		uri := (&url.URL{Scheme: "file", Path: s.File}).String()
+		if o.io.Stdout = uri; !s.Terminal {
+			o.io.Stderr = uri
+		}
+		s.Out, s.Err = nil, nil
+	}
 	if s.In == nil && s.Out == nil && (s.Err == nil || s.Terminal) {
 		return o, nil
 	}

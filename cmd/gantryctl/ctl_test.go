@@ -212,6 +212,20 @@ func TestExec(t *testing.T) {
 	d.fail(125, "gantryctl image ls and ps", "exec", "none", "true")
 }
 
+func TestRunDetachedKeepsItsOutputInAFile(t *testing.T) {
+	d := newDesk(t)
+	d.importDemo()
+	log := filepath.Join(t.TempDir(), "web.log")
+	if err := os.WriteFile(log, []byte("before\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.want("run", "-d", "--name", "web", "--log", log, "demo:latest", "echo", "hello")
+	d.want("stop", "web")
+	if b, err := os.ReadFile(log); err != nil || string(b) != "before\nhello\n" {
+		t.Errorf("the log is %q, %v", b, err)
+	}
+}
+
 func TestMistakesAreOneLineThatSaysWhatToDo(t *testing.T) {
 	d := newDesk(t)
 	d.importDemo()
@@ -229,6 +243,7 @@ func TestMistakesAreOneLineThatSaysWhatToDo(t *testing.T) {
 	d.fail(2, "gantryctl run --help", "run")
 	d.fail(2, "gantryctl run --help", "run", "--no-such-flag", "demo")
 	d.fail(2, "gantryctl run --help", "run", "-d", "--rm", "demo")
+	d.fail(2, "--detach", "run", "--log", "/x", "demo:latest")
 	d.fail(2, "terminal", "run", "-t", "demo:latest")
 	d.fail(2, "SOURCE:TARGET", "run", "--mount", "/x", "demo:latest")
 	d.fail(2, "KEY=VALUE", "run", "--label", "x", "demo:latest")

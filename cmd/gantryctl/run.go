@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -54,6 +55,7 @@ type runFlags struct {
 	readOnly bool
 	hostNet  bool
 	runtime  string
+	log      string
 }
 
 func runCommand(n *node) *cobra.Command {
@@ -66,11 +68,11 @@ unless another is given. It waits for its end, passes signals on, and exits with
 its code, or with 125 if it could not be started. The third interrupt kills.
 
 The container has namespaces of its own and an empty network, a short list of
-capabilities, and no seccomp profile yet. Nothing keeps the output of a detached
-container yet.`,
+capabilities, and no seccomp profile yet. What a detached container writes is
+lost unless --log says where to keep it.`,
 		Example: `  gantryctl run --rm demo
   gantryctl run --rm -t demo /bin/sh
-  gantryctl run -d --name web demo /bin/counter
+  gantryctl run -d --name web --log /tmp/web.log demo /bin/counter
   gantryctl run --rm --mount /srv/data:/data:ro demo /bin/ls /data`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: n.completeImage,
@@ -81,6 +83,7 @@ container yet.`,
 	}
 	f.add(c)
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "print the container's name and do not wait")
+	c.Flags().StringVar(&f.log, "log", "", "add what it writes to this `file`, with --detach")
 	c.Flags().BoolVar(&f.remove, "rm", false, "remove the container when it has ended")
 	c.Flags().StringVar(&f.name, "name", "", "call the container `NAME`")
 	c.Flags().StringArrayVar(&f.mounts, "mount", nil, "mount a directory or file of the node: `SOURCE:TARGET[:ro]`")
@@ -131,14 +134,20 @@ func (f *runFlags) run(c *cobra.Command, n *node, image string, args []string) e
 	if f.detach && (f.interactive || f.remove) {
 		return usage(c, errors.New("--detach does not go with --interactive or --rm"))
 	}
-	tty, err := f.streams(c)
-	if err != nil {
-		return usage(c, err)
+	if f.log != "" && !f.detach {
+		return usage(c, errors.New("--log is for --detach"))
+	}
+	tty := &tty{Streams: client.Streams{Terminal: f.terminal}}
+	if !f.detach {
+		if tty, err = f.streams(c); err != nil {
+			return usage(c, err)
+		}
+	} else if f.log != "" {
+		if tty.File, err = filepath.Abs(f.log); err != nil {
+			return err
+		}
 	}
 	defer tty.restore()
-	if f.detach {
-		tty.Streams = client.Streams{Terminal: f.terminal}
-	}
 	k, err := n.in().Create(ctx, o)
 	if err != nil {
 		return startError(ctx, image, err)
