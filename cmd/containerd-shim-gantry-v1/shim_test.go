@@ -83,6 +83,7 @@ func TestShim(t *testing.T) {
 		{"delete of a killed shim removes everything, twice", deleteAction},
 		{"delete kills no other process", deleteKillsNoOther},
 		{"info tells version and features", infoTells},
+		{"a shim with a running task has little memory of its own", littleMemory},
 	} {
 		t.Run(p.name, func(t *testing.T) { p.check(newNode(t, programs)) })
 	}
@@ -1200,6 +1201,28 @@ func infoTells(n *node) {
 	if out, err := exec.Command(filepath.Join(n.programs, "containerd-shim-gantry-v1"), "-v").Output(); err != nil || !strings.Contains(string(out), "Version:") {
 		n.Errorf("version is %q, %v", out, err)
 	}
+}
+
+// ownMax is what a shim may have that it shares with no other shim.
+const ownMax = 4 << 10 // KiB
+
+func littleMemory(n *node) {
+	if raceFlags != nil {
+		n.Skip("the race detector takes memory of its own")
+	}
+	k := n.task("a", "sleep", "1000").serve()
+	k.mustCreate(streams{stdin: n.fifo("in"), stdout: n.fifo("out"), stderr: n.fifo("err")})
+	k.mustStart("")
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", k.cmd.Process.Pid))
+	if err != nil {
+		n.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), "Pss_Anon:")
+	var own int
+	if _, err := fmt.Sscan(rest, &own); err != nil || own > ownMax {
+		n.Errorf("the shim has %d KiB of its own, %v, want at most %d", own, err, ownMax)
+	}
+	k.end()
 }
 
 // BenchmarkRun reports what each step of a whole run takes, seen by the daemon.
