@@ -64,8 +64,9 @@ func newInstance() string {
 	return hex.EncodeToString(b[:])
 }
 
-// reserve takes the id. It waits for a task that is on its way out: who was
-// told that it is deleted need not know that its shim takes longer.
+// reserve takes the id. It waits for a task that may be on its way out: one that
+// is being deleted, and one that is not created yet and may never be. Who is
+// told that there is a task is to find one.
 func (s *Store) reserve(ctx context.Context, l *live) error {
 	ctx, cancel := context.WithTimeout(ctx, handoverTime)
 	defer cancel()
@@ -90,13 +91,13 @@ func (s *Store) reserve(ctx context.Context, l *live) error {
 			return s.replace(ctx, old, l)
 		}
 		s.mu.Unlock()
-		if v.rec.State != deleting {
+		if v.phase != beginning && v.rec.State != deleting {
 			return fmt.Errorf("task %s: %w", l.id, errdefs.ErrAlreadyExists)
 		}
 		select {
 		case <-v.changed:
 		case <-ctx.Done():
-			return fmt.Errorf("task %s is being deleted: %w", l.id, errdefs.ErrAlreadyExists)
+			return fmt.Errorf("task %s is being created or deleted: %w", l.id, errdefs.ErrAlreadyExists)
 		}
 	}
 }
@@ -246,16 +247,18 @@ func (s *Store) abandon(ctx context.Context, l *live) error {
 		return s.discard(l.bundle, rec.Instance) // it never had a shim
 	}
 	launch := launch{bundle: l.bundle, binary: rec.Binary}
-	a, addressErr := l.address()
-	clean := launch.own() && addressErr != nil // its shim was never asked for anything
-	var grace time.Duration
-	if addressErr == nil && s.emptyShim(ctx, l, a) {
-		clean, grace = launch.own(), shutdownTime
-	}
-	if err := s.endShim(ctx, l, grace); err != nil {
+	a, err := l.address()
+	asked := err == nil // before that, a shim is not asked for anything
+	shims, err := s.shimsOf(l)
+	if err != nil {
 		return err
 	}
-	if !clean {
+	ended := asked && s.askToEnd(ctx, l, a, shims)
+	if err := s.endShims(ctx, l, shims); err != nil {
+		return err
+	}
+	// Our own shim ends by itself when it has nothing left to remove.
+	if !launch.own() || asked && !ended {
 		if err := s.cleanUp(ctx, launch); err != nil {
 			s.log.Warn("the shim's delete command failed", "namespace", l.namespace, "task", l.id, "err", err)
 		}
@@ -263,39 +266,53 @@ func (s *Store) abandon(ctx context.Context, l *live) error {
 	return s.discard(l.bundle, rec.Instance)
 }
 
-// emptyShim has a shim remove its task, and asks it to end. It reports whether
-// the shim says that it has no task any more.
-func (s *Store) emptyShim(ctx context.Context, l *live, a task.ShimAddress) bool {
-	connect, cancel := context.WithTimeout(ctx, seekTime)
+// shimsOf returns the processes that are the shim of a task: the one in its
+// record, or if there was no time to record it, whoever works in its bundle.
+func (s *Store) shimsOf(l *live) ([]process, error) {
+	if p := l.record().Shim; p != (process{}) {
+		return []process{p}, nil
+	}
+	return s.run.strays(l.dir)
+}
+
+// askToEnd has a shim remove its task and end, and reports whether it said yes
+// and did. A shim that is still undoing what it was asked for does not end: it
+// is asked again.
+func (s *Store) askToEnd(ctx context.Context, l *live, a task.ShimAddress, shims []process) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*shutdownTime)
 	defer cancel()
-	shim, err := s.run.connect(connect, l.namespace, a)
+	told := false
+	for pause := range pauses() {
+		told = s.emptyShim(ctx, l, a) == nil || told
+		ended := true
+		for _, p := range shims {
+			c, err := s.run.watch(p)
+			ended = ended && (errors.Is(err, errdefs.ErrNotFound) || err == nil && within(ctx, c, pause))
+		}
+		if ended || ctx.Err() != nil {
+			return told && ended
+		}
+	}
+	return false
+}
+
+// emptyShim asks a shim to remove its task and to end.
+func (s *Store) emptyShim(ctx context.Context, l *live, a task.ShimAddress) error {
+	shim, err := s.run.connect(ctx, l.namespace, a)
 	if err != nil {
-		return false
+		return err
 	}
 	defer shim.Close()
-	ctx, cancel = context.WithTimeout(ctx, cleanTime)
-	defer cancel()
 	if shim.Kill(ctx, l.id, "", uint32(syscall.SIGKILL), true) == nil {
 		shim.Wait(ctx, l.id, "")
 	}
-	_, err = shim.Delete(ctx, l.id)
-	clean := err == nil || errors.Is(err, errdefs.ErrNotFound)
-	down, cancel := context.WithTimeout(ctx, shutdownTime)
-	defer cancel()
-	shim.Shutdown(down, l.id)
-	return clean
+	shim.Delete(ctx, l.id)
+	return shim.Shutdown(ctx, l.id)
 }
 
-// endShim ends the shim of a task that nobody has been told of, unless another
-// task lives in it. One that was asked to end by itself has some time to do so.
-func (s *Store) endShim(ctx context.Context, l *live, grace time.Duration) error {
-	shims := []process{l.record().Shim}
-	if shims[0] == (process{}) {
-		var err error
-		if shims, err = s.run.strays(l.dir); err != nil {
-			return err
-		}
-	}
+// endShims ends the shim of a task that nobody has been told of, unless another
+// task lives in it.
+func (s *Store) endShims(ctx context.Context, l *live, shims []process) error {
 	for _, p := range shims {
 		if s.shared(l, p) {
 			continue
@@ -306,9 +323,6 @@ func (s *Store) endShim(ctx context.Context, l *live, grace time.Duration) error
 		}
 		if err != nil {
 			return err
-		}
-		if within(ctx, ended, grace) {
-			continue
 		}
 		if err := s.run.signal(p, syscall.SIGKILL); err != nil {
 			return err

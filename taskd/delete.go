@@ -96,7 +96,7 @@ func (s *Store) delete(ctx context.Context, l *live) (task.Exit, error) {
 			continue // what became of the shim decides
 		}
 		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-			return task.Exit{}, err
+			return task.Exit{}, because(ctx, shim, l.id, "", err, task.Running, task.Paused, task.Pausing)
 		}
 		if rec := l.record(); err != nil && rec.Exit != nil {
 			exit = *rec.Exit // it was deleted before, and then we ended

@@ -65,7 +65,7 @@ var programs = sync.OnceValues(func() (string, error) {
 			return dir, err
 		}
 	}
-	return dir, os.Mkdir(filepath.Join(dir, "rootfs/proc"), 0o755)
+	return dir, errors.Join(os.Mkdir(filepath.Join(dir, "rootfs/proc"), 0o755), os.Mkdir(filepath.Join(dir, "rootfs/dev"), 0o755))
 })
 
 // A real is a place with real shims and containers.
@@ -188,8 +188,20 @@ func (r *real) pids() []int {
 	return pids
 }
 
-// open starts a daemon, which ends with the test.
+// open starts a daemon, which ends with the test, after all its tasks.
 func (r *real) open() *Store {
+	r.Helper()
+	s, end := r.openNow()
+	r.Cleanup(func() {
+		r.endAll(s)
+		r.empty()
+		end()
+	})
+	return s
+}
+
+// openNow starts a daemon and returns how to end it.
+func (r *real) openNow() (s *Store, end func()) {
 	r.Helper()
 	s, err := Open(r.cfg, r.needs)
 	if err != nil {
@@ -199,16 +211,13 @@ func (r *real) open() *Store {
 	var works sync.WaitGroup
 	works.Go(func() { s.Recover(ctx) })
 	works.Go(func() { s.Publish(ctx) })
-	r.Cleanup(func() {
-		r.endAll(s)
-		r.empty()
+	return s, func() {
 		cancel()
 		works.Wait()
 		if err := s.Close(); err != nil {
 			r.Errorf("Close: %v", err)
 		}
-	})
-	return s
+	}
 }
 
 // endAll ends every task that the test has left.
@@ -241,7 +250,10 @@ func (r *real) spec(args ...string) typed.Value {
 		"ociVersion": "1.0.2",
 		"process":    r.process(args),
 		"root":       map[string]any{"path": r.rootfs, "readonly": true},
-		"mounts":     []any{map[string]any{"destination": "/proc", "type": "proc", "source": "proc"}},
+		"mounts": []any{
+			map[string]any{"destination": "/proc", "type": "proc", "source": "proc"},
+			map[string]any{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"mode=755"}},
+		},
 		"linux": map[string]any{
 			"cgroupsPath": "/gantry-test/" + filepath.Base(r.dir) + "-" + newInstance(),
 			"namespaces": []any{
@@ -316,16 +328,63 @@ func TestTasksWithOurShim(t *testing.T) {
 	})
 }
 
-func TestTasksWithContainerdsShim(t *testing.T) {
+// TestContainerdsShim takes a task through its life with containerd's own shim,
+// across a restart.
+func TestContainerdsShim(t *testing.T) {
 	needRoot(t)
 	if _, err := exec.LookPath("containerd-shim-runc-v2"); err != nil {
 		t.Skip("needs containerd-shim-runc-v2 in $PATH")
 	}
-	tasktest.Run(t, func(t *testing.T) tasktest.Node {
-		r := newReal(t)
-		r.cfg.Runtimes = nil
-		return r.node(r.open())
-	})
+	r := newReal(t)
+	r.cfg.Runtimes = nil
+	first, closeFirst := r.openNow()
+	n := r.node(first)
+	r.run(n, "c1", nil, "sleep")
+	r.run(n, "dies", nil, "sleep")
+	closeFirst()
+
+	s := r.open()
+	n = r.node(s)
+	tasks := n.Tasks.In(one)
+	if p, err := tasks.Get(t.Context(), "c1", ""); err != nil || p.Status != task.Running {
+		t.Errorf("Get: %+v, %v", p, err)
+	}
+	_, err := tasks.Delete(t.Context(), "c1")
+	wantKind(t, "Delete of the running", err, errdefs.ErrFailedPrecondition)
+	if err := tasks.Exec(t.Context(), task.ExecRequest{ContainerID: "c1", ExecID: "e", Spec: n.Process("exit", "3")}); err != nil {
+		t.Error(err)
+	}
+	if _, err := tasks.Start(t.Context(), "c1", "e"); err != nil {
+		t.Error(err)
+	}
+	if e, err := tasks.Wait(t.Context(), "c1", "e"); err != nil || e.Status != 3 {
+		t.Errorf("Wait of the exec: %+v, %v", e, err)
+	}
+	if e, err := tasks.DeleteProcess(t.Context(), "c1", "e"); err != nil || e.Status != 3 {
+		t.Errorf("DeleteProcess: %+v, %v", e, err)
+	}
+	if err := tasks.Kill(t.Context(), "c1", "", sigkill, false); err != nil {
+		t.Error(err)
+	}
+	if e, err := tasks.Wait(t.Context(), "c1", ""); err != nil || e.Status != 137 {
+		t.Errorf("Wait: %+v, %v", e, err)
+	}
+	err = tasks.Exec(t.Context(), task.ExecRequest{ContainerID: "c1", ExecID: "f", Spec: n.Process("true")})
+	wantKind(t, "Exec in the stopped", err, errdefs.ErrFailedPrecondition)
+	if e, err := tasks.Delete(t.Context(), "c1"); err != nil || e.Status != 137 {
+		t.Errorf("Delete: %+v, %v", e, err)
+	}
+
+	l, err := s.find(t.Context(), "one", "dies")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.run.signal(l.record().Shim, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := tasks.Wait(t.Context(), "dies", ""); err != nil || e.Status != 137 {
+		t.Errorf("Wait of the one whose shim died: %+v, %v", e, err)
+	}
 }
 
 // run makes a container and starts its task.
@@ -364,9 +423,13 @@ func TestEndOfARealShimIsToldByTaskd(t *testing.T) {
 	if err != nil || e.Status != 137 || e.Pid != pid {
 		t.Errorf("Wait: %+v, %v; want status 137 of pid %d", e, err, pid)
 	}
-	if err := syscall.Kill(int(pid), 0); !errors.Is(err, syscall.ESRCH) {
-		t.Errorf("the container's process: %v", err)
-	}
+	eventually2(t, "the container's process has ended", func() error {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err == nil && !bytes.Contains(b, []byte(") Z ")) { // whoever is its parent now may take his time
+			return fmt.Errorf("%s", b)
+		}
+		return nil
+	})
 	eventually2(t, "the end is told", func() error {
 		if len(r.events.told("/tasks/exit")) == 0 || len(r.events.told("/tasks/delete")) == 0 {
 			return errors.New("not yet")
@@ -596,14 +659,14 @@ func TestRealTasksSurviveKill(t *testing.T) {
 	}
 
 	kill()
-	if err := syscall.Kill(int(ending.Pid), syscall.SIGTERM); err != nil {
+	if err := syscall.Kill(int(ending.Pid), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	kill = r.daemonProcess()
-	if e, err := s.Wait(t.Context(), "ends", ""); err != nil || e.Status != 128+uint32(syscall.SIGTERM) {
+	if e, err := s.Wait(t.Context(), "ends", ""); err != nil || e.Status != 137 {
 		t.Errorf("what ended while the daemon was away: %+v, %v", e, err)
 	}
-	if e, err := s.Delete(t.Context(), "ends"); err != nil || e.Status != 128+uint32(syscall.SIGTERM) {
+	if e, err := s.Delete(t.Context(), "ends"); err != nil || e.Status != 137 {
 		t.Errorf("Delete: %+v, %v", e, err)
 	}
 

@@ -194,7 +194,28 @@ func (s service) Exec(ctx context.Context, r task.ExecRequest) error {
 	if l.look().phase == dead {
 		return fmt.Errorf("task %s has ended: %w", l.id, errdefs.ErrFailedPrecondition)
 	}
-	return s.tell(ctx, r.ContainerID, func(ctx context.Context, shim task.Shim) error { return shim.Exec(ctx, r) })
+	return s.tell(ctx, r.ContainerID, func(ctx context.Context, shim task.Shim) error {
+		return because(ctx, shim, l.id, "", shim.Exec(ctx, r), task.Stopped, task.Created)
+	})
+}
+
+// because gives err its kind if the shim's words have none, as those of
+// containerd's shim: a process that is missing or has one of the statuses was
+// in the way.
+func because(ctx context.Context, shim task.Shim, id, exec string, err error, wrong ...task.Status) error {
+	if err == nil || !errors.Is(err, errdefs.ErrUnknown) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stateTime)
+	defer cancel()
+	p, getErr := shim.Get(ctx, id, exec)
+	switch {
+	case errors.Is(getErr, errdefs.ErrNotFound):
+		return fmt.Errorf("%v: %w", err, errdefs.ErrNotFound)
+	case getErr == nil && slices.Contains(wrong, p.Status):
+		return fmt.Errorf("%v: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return err
 }
 
 // Start implements task.Processes.
@@ -267,7 +288,10 @@ func (s service) DeleteProcess(ctx context.Context, id, exec string) (task.Exit,
 		}
 		return task.Exit{}, fmt.Errorf("exec id must not be empty: %w", errdefs.ErrInvalidArgument)
 	}
-	return call(ctx, s, id, func(ctx context.Context, shim task.Shim) (task.Exit, error) { return shim.DeleteProcess(ctx, id, exec) })
+	return call(ctx, s, id, func(ctx context.Context, shim task.Shim) (task.Exit, error) {
+		e, err := shim.DeleteProcess(ctx, id, exec)
+		return e, because(ctx, shim, id, exec, err, task.Running, task.Paused, task.Pausing)
+	})
 }
 
 // ResizePty implements task.Processes.

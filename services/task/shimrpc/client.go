@@ -121,6 +121,7 @@ func (c *client) kind(ctx context.Context, err error) error {
 	case errors.Is(err, ttrpc.ErrClosed), errors.Is(err, ttrpc.ErrStreamClosed),
 		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET), errors.As(err, &network):
+		c.Close() // so that Done says it too
 		return fmt.Errorf("shim: connection is gone: %w", errdefs.ErrUnavailable)
 	}
 	if s, ok := status.FromError(err); ok && s.Code() == codes.DeadlineExceeded && ctx.Err() != nil {
@@ -272,12 +273,10 @@ func (c *client) Info(ctx context.Context, id string) (task.ShimInfo, error) {
 // Shutdown may find the connection closed before the answer: it did its work.
 func (c *client) Shutdown(ctx context.Context, id string) error {
 	err := c.call(ctx, "Shutdown", &api.ShutdownRequest{ID: id}, &emptypb.Empty{})
-	if errdefs.IsUnavailable(err) {
-		select {
-		case <-c.done:
-			return nil
-		default:
-		}
+	select {
+	case <-c.done:
+		return nil
+	default:
+		return err
 	}
-	return err
 }
