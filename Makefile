@@ -45,8 +45,9 @@ bench: build image       ## /bin/true through gantry, beside containerd; as root
 proto:                   ## our own protocol, linted and generated
 	cd proto && buf lint && buf generate
 install: build           ## copy bin/ to PREFIX=/usr/local
-	install -D -t "$(DESTDIR)$(PREFIX)/bin" bin/gantryctl bin/containerd-shim-gantry-v1
-	install -D -t "$(DESTDIR)$(PREFIX)/libexec/gantry" bin/gantryd
+	install -D -t "$(DESTDIR)$(PREFIX)/bin" bin/gantryctl
+	install -D -t "$(DESTDIR)$(PREFIX)/libexec/gantry" bin/gantryd bin/containerd-shim-gantry-v1
+	ln -sf ../libexec/gantry/containerd-shim-gantry-v1 "$(DESTDIR)$(PREFIX)/bin/"
 	@for d in $(DAEMONS); do ln -sf gantryd "$(DESTDIR)$(PREFIX)/libexec/gantry/$$d"; done
 clean:                   ## remove what was built
 	rm -rf bin .build

@@ -25,21 +25,28 @@ const (
 	pauseMax   = 500 * time.Millisecond
 )
 
-// again calls f, each time for at most limit, until its error is not
+// again calls f, each time for at most limit (0 is none), until its error is not
 // [errdefs.ErrUnavailable], patience is over or ctx ends. It tells f whether
 // an earlier call may have been done already: then it did, if it did.
 func again(ctx context.Context, limit time.Duration, f func(ctx context.Context, repeated bool) error) error {
 	over := time.Now().Add(patience)
 	repeated := false
 	for pause := pauseFirst; ; pause = min(2*pause, pauseMax) {
-		callCtx, cancel := context.WithTimeout(ctx, limit)
-		err := f(callCtx, repeated)
-		cancel()
+		err := within(ctx, limit, func(ctx context.Context) error { return f(ctx, repeated) })
 		if !errdefs.IsUnavailable(err) || time.Now().Add(pause).After(over) || !sleep(ctx, pause) {
 			return err
 		}
 		repeated = true
 	}
+}
+
+func within(ctx context.Context, limit time.Duration, f func(context.Context) error) error {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	return f(ctx)
 }
 
 // once is again for calls that need not know.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/client/clienttest"
 	"github.com/gantryd/gantry/services/container"
+	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/task"
@@ -558,6 +560,81 @@ func TestRunThroughRestarts(t *testing.T) {
 	}
 	if len(kept) > 0 {
 		t.Errorf("it left %v", slices.Sorted(slices.Values(kept)))
+	}
+}
+
+// A restarting bus ends every subscription after some events, as if it
+// restarted, and is away once in between.
+type restartingBus struct {
+	event.Bus
+	after  int // events until it ends
+	forget bool
+
+	mu    sync.Mutex
+	calls int // guarded by mu
+}
+
+func (b *restartingBus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq2[event.Event, error], error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.calls++; b.calls%2 == 0 {
+		return nil, fmt.Errorf("bus: %w", errdefs.ErrUnavailable)
+	}
+	if b.forget && o.After != nil {
+		return nil, fmt.Errorf("cursor: %w", errdefs.ErrOutOfRange)
+	}
+	events, err := b.Bus.Subscribe(ctx, o)
+	return func(yield func(event.Event, error) bool) {
+		n := 0
+		for e, err := range events {
+			if n++; n > b.after {
+				yield(event.Event{}, fmt.Errorf("bus: %w", errdefs.ErrUnavailable))
+				return
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}, err
+}
+
+func TestFollowGoesOnWhereItWas(t *testing.T) {
+	for _, forget := range []bool{false, true} {
+		c := clienttest.New(t, nil)
+		bus := &restartingBus{Bus: c.Events, after: 3, forget: forget}
+		c.Events = bus
+		ctx, cancel := context.WithCancel(t.Context())
+		events, err := c.Follow(ctx, event.SubscribeOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const all = 10
+		for i := range all {
+			if err := bus.Publish(ctx, event.New("default", time.Now(), event.ImageCreate{Name: fmt.Sprint(i)})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var got []string
+		for e, err := range events {
+			if errors.Is(err, errdefs.ErrOutOfRange) {
+				got = append(got, "gap")
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got = append(got, e.Subject); len(got) == all {
+				break
+			}
+		}
+		cancel()
+		want := []string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}
+		if forget {
+			want = []string{"0", "1", "2", "gap"}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("forget %t (-want +got):\n%s", forget, diff)
+		}
 	}
 }
 

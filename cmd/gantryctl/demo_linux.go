@@ -47,7 +47,7 @@ removes everything.`,
 			return demonstrate(ctx, n, o, image, c.OutOrStdout())
 		},
 	}
-	c.Flags().StringVar(&o.bin, "bin", "", "`directory` of the daemons; beside gantryctl unless given")
+	c.Flags().StringVar(&o.bin, "bin", "", "`directory` of the daemons; beside gantryctl, or in ../libexec/gantry, unless given")
 	c.Flags().StringVar(&image, "image", "", "archive `file` of the image; demo.tar beside the daemons unless given")
 	return c
 }

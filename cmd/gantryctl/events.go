@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,52 +54,27 @@ in base64, of a type that is not known).`,
 	return c
 }
 
-// busAway is how long a bus that restarts is waited for.
-const busAway = 30 * time.Second
-
 // follow prints events until ctx ends. It goes on when the bus has restarted.
 func (n *node) follow(c *cobra.Command, filters []string, only string) error {
-	ctx := c.Context()
-	pause := time.NewTicker(200 * time.Millisecond)
-	defer pause.Stop()
-	for began := time.Now(); ; {
-		heard, err := n.followOnce(ctx, c.OutOrStdout(), filters, only)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if heard {
-			fmt.Fprintln(c.ErrOrStderr(), "gantryctl: the bus went away; events may be missing here")
-			began = time.Now()
-		}
-		if !errors.Is(err, errdefs.ErrUnavailable) || time.Since(began) > busAway {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-	}
-}
-
-// followOnce prints events until the subscription ends. It says whether there
-// was one.
-func (n *node) followOnce(ctx context.Context, out io.Writer, filters []string, only string) (bool, error) {
-	events, err := n.client.Events.Subscribe(ctx, event.SubscribeOptions{Filters: filters})
+	events, err := n.client.Follow(c.Context(), event.SubscribeOptions{Filters: filters})
 	if err != nil {
-		return false, err
+		return err
 	}
 	for e, err := range events {
-		if err != nil {
-			return true, err
-		}
-		if only != "" && e.Namespace != only {
-			continue
-		}
-		if err := printEvent(out, n.output, e); err != nil {
-			return true, err
+		switch {
+		case c.Context().Err() != nil:
+			return nil
+		case errors.Is(err, errdefs.ErrOutOfRange):
+			fmt.Fprintln(c.ErrOrStderr(), "gantryctl:", err)
+		case err != nil:
+			return err
+		case only == "" || e.Namespace == only:
+			if err := printEvent(c.OutOrStdout(), n.output, e); err != nil {
+				return err
+			}
 		}
 	}
-	return true, nil
+	return nil
 }
 
 func printEvent(out io.Writer, output string, e event.Event) error {

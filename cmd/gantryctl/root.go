@@ -25,7 +25,7 @@ type node struct {
 	client *client.Client // made by dial unless a test has set it
 
 	dial     func(address string) (*client.Client, error)
-	ask      func(ctx context.Context, socket string) (answer, error)
+	ask      asker
 	getenv   func(string) string
 	unnotify func() // gives SIGINT and SIGTERM back, for commands that pass them on
 

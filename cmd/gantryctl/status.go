@@ -25,6 +25,9 @@ type answer struct {
 	Serving bool
 }
 
+// An asker asks the daemon behind a socket how it is.
+type asker func(ctx context.Context, socket string) (answer, error)
+
 // askDaemon asks the daemon behind a socket.
 func askDaemon(ctx context.Context, socket string) (answer, error) {
 	// A connection that waits for its peer would wait for one that is down.

@@ -55,7 +55,7 @@ added to those that up makes itself.`,
 	}
 	c.Flags().StringVar(&o.root, "root", "/var/lib/gantry", "keep everything in this `directory`")
 	c.Flags().StringVar(&o.state, "state", suite.Sockets, "sockets and runtime state go to this `directory`")
-	c.Flags().StringVar(&o.bin, "bin", "", "`directory` of the daemons; beside gantryctl unless given")
+	c.Flags().StringVar(&o.bin, "bin", "", "`directory` of the daemons; beside gantryctl, or in ../libexec/gantry, unless given")
 	c.Flags().StringVar(&o.config, "config", "", "`directory` of further settings, <daemon>.toml")
 	return c
 }
@@ -71,6 +71,9 @@ func (o *upOptions) resolve() error {
 			return err
 		}
 		o.bin = filepath.Dir(self)
+		if _, err := os.Stat(filepath.Join(o.bin, suite.Contentd)); errors.Is(err, fs.ErrNotExist) {
+			o.bin = filepath.Join(o.bin, "../libexec/gantry") // where make install puts them
+		}
 	}
 	for _, p := range []*string{&o.root, &o.state, &o.bin, &o.config} {
 		if *p == "" {
@@ -126,10 +129,22 @@ func (o *upOptions) up(ctx context.Context, out, logs io.Writer, ask asker) erro
 		if err := awaitServing(ctx, o.state, ask, s.logs); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "ready on %s (gantryctl --address %s --sockets %s status)\n", o.address, o.address, o.state)
+		fmt.Fprintf(out, "ready on %s; try: gantryctl%s status\n", o.address, o.flags())
 		_, err := sd.SdNotify(false, sd.SdNotifyReady)
 		return err
 	})
+}
+
+// flags are what a command has to be told to find this suite.
+func (o *upOptions) flags() string {
+	var flags string
+	if o.address != suite.Address {
+		flags += " --address " + o.address
+	}
+	if o.state != suite.Sockets {
+		flags += " --sockets " + o.state
+	}
+	return flags
 }
 
 func (o *upOptions) configDir() string { return filepath.Join(o.state, "config") }
@@ -243,9 +258,6 @@ func (o *upOptions) writeConfig(daemon string) error {
 	head := "# Written by gantryctl up; the next one writes it anew.\n"
 	return os.WriteFile(filepath.Join(o.configDir(), daemon+".toml"), append([]byte(head), b...), 0o600)
 }
-
-// An asker asks the daemon behind a socket how it is.
-type asker func(ctx context.Context, socket string) (answer, error)
 
 // awaitServing returns when every daemon serves.
 func awaitServing(ctx context.Context, sockets string, ask asker, logs *lines) error {
