@@ -204,43 +204,76 @@ func commonDir(paths []string) string {
 // so. What the kernel does after it, such as writing back all of the file
 // system under an overlay, takes what it takes: begun is told to run it.
 func detachAll(dir string, begun func(func())) error {
-	done := make(chan error, 1)
-	begun(func() { done <- unmountAll(dir) })
+	for {
+		id, mounted, known := mountOn(dir)
+		switch {
+		case !known:
+			return unmountAll(dir)
+		case !mounted:
+			return nil
+		}
+		// One call for one mount: a call that is late may not find the next
+		// one, which somebody has made since.
+		done := make(chan error, 1)
+		begun(func() { done <- unmountOne(dir) })
+		if err := gone(dir, id, done); err != nil {
+			return err
+		}
+	}
+}
+
+// gone returns when the mount of that id is no longer on dir, or done says why
+// it stays.
+func gone(dir string, id uint64, done <-chan error) error {
 	for pause := detachLook; ; pause *= 2 {
 		select {
 		case err := <-done:
 			return err
 		case <-time.After(pause):
-			if !isMount(dir) {
+			if now, mounted, _ := mountOn(dir); !mounted || now != id {
 				return nil
 			}
 		}
 	}
 }
 
-// isMount reports whether something is mounted on dir, or cannot tell.
-func isMount(dir string) bool {
+// mountOn returns the id of the mount on dir, if there is one, and whether the
+// kernel says such things.
+func mountOn(dir string) (id uint64, mounted, known bool) {
 	var st unix.Statx_t
-	if unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st) != nil {
-		return true
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, false, true
 	}
-	return st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 || st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+	known = err == nil && st.Mask&unix.STATX_MNT_ID != 0 && st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0
+	return st.Mnt_id, st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, known
 }
 
-// unmountAll removes every mount on dir; no mount is no error. One that is in
-// use leaves the tree now and ends with its last user.
+// unmountAll removes every mount on dir; no mount is no error.
 func unmountAll(dir string) error {
 	for {
-		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EBUSY) {
-			err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		if _, mounted, known := mountOn(dir); known && !mounted {
+			return nil
 		}
-		switch {
-		case err == nil:
-		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		err := unmountOne(dir)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			return nil // not a mount
-		default:
-			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		if err != nil {
+			return err
 		}
 	}
+}
+
+// unmountOne removes the uppermost mount on dir. One that is in use leaves the
+// tree now and ends with its last user.
+func unmountOne(dir string) error {
+	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EBUSY) {
+		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
 }
