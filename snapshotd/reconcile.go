@@ -146,8 +146,13 @@ func (s *Store) mend(k kept) error {
 	}); err != nil {
 		return err
 	}
+	// One snapshot that cannot be mended keeps the daemon from nothing.
+	if err := s.makeDir(r, chain); err != nil {
+		s.log.Error("cannot make the directory of a snapshot anew", "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "dir", s.path(r.ID), "err", err)
+		return nil
+	}
 	s.log.Warn("made the directory of a snapshot anew", "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "dir", s.path(r.ID))
-	return s.makeDir(r, chain)
+	return nil
 }
 
 func isDir(path string) bool {

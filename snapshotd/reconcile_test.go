@@ -53,6 +53,7 @@ func TestOpenMendsWhatDiffers(t *testing.T) {
 		t.Fatal(err)
 	}
 	prepare(t, sn, "active", "base")
+	prepare(t, sn, "orphan", "lost")
 	if _, err := sn.View(t.Context(), "view", "base", snapshot.Options{}); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +61,7 @@ func TestOpenMendsWhatDiffers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, err := range []error{
-		os.RemoveAll(s.path(1)), os.RemoveAll(s.path(3)),
+		os.RemoveAll(s.path(1)), os.RemoveAll(s.path(3)), os.RemoveAll(s.path(4)),
 		os.MkdirAll(filepath.Join(s.dir, "4711", "fs", "x"), 0o755),
 		os.MkdirAll(filepath.Join(s.dir, "lost+found"), 0o755),
 		os.MkdirAll(filepath.Join(s.dir, "007"), 0o755),
@@ -75,6 +76,7 @@ func TestOpenMendsWhatDiffers(t *testing.T) {
 	s = openTest(t, cfg, needs)
 	for _, want := range []string{
 		"the files of a snapshot are gone", "snapshot=lost", "made the directory of a snapshot anew", "snapshot=active",
+		"cannot make the directory of a snapshot anew", "snapshot=orphan",
 		"found directories without a snapshot", "count=1", "something else is among the snapshots", "name=lost+found", "name=007",
 	} {
 		if !strings.Contains(log.String(), want) {
@@ -103,7 +105,7 @@ func TestOpenMendsWhatDiffers(t *testing.T) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	if diff := cmp.Diff([]string{"007", "2", "3", "lost+found"}, names); diff != "" {
+	if diff := cmp.Diff([]string{"007", "2", "3", "4", "lost+found"}, names); diff != "" {
 		t.Errorf("directories (-want +got):\n%s", diff)
 	}
 	// No id is used twice, not even that of a stray directory.
