@@ -14,7 +14,7 @@ func runWork(t testing.TB, work func(context.Context) error) {
 	go func() { done <- work(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
 			t.Errorf("work: %v", err)
 		}
 	})
