@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -186,9 +188,7 @@ func (n *Namespace) record(o CreateOptions, img image.Image, r Resolved) (contai
 			labels[labelStopSignal] = s
 		}
 	}
-	for k, v := range o.Labels {
-		labels[k] = v
-	}
+	maps.Copy(labels, o.Labels)
 	return container.Container{
 		ID:          o.ID,
 		Labels:      labels,
@@ -359,7 +359,7 @@ func (k *Container) execSpec(p Program) (typed.Value, error) {
 		return typed.Value{}, fmt.Errorf("container %s: its spec is not one of Linux: %w", k.ID, errdefs.ErrFailedPrecondition)
 	}
 	old := spec.Process
-	p.Env = append(old.Env[:len(old.Env):len(old.Env)], p.Env...)
+	p.Env = append(slices.Clip(old.Env), p.Env...)
 	if p.Cwd == "" {
 		p.Cwd = old.Cwd
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/goleak"
 
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/client/clienttest"
@@ -70,6 +71,7 @@ func waitFor(t *testing.T, p *client.Process, want uint32) {
 }
 
 func TestRunFromImageToNothing(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	c := demoNode(t, nil)
 	before := everything(t, c)
 	k := create(t, c, "echo", "hello", "there")

@@ -34,6 +34,7 @@ var stopOrder = []string{suite.Gatewayd, suite.Taskd, suite.Imaged, suite.Snapsh
 type supervisor struct {
 	bin, config string
 	logs        *lines
+	patience    time.Duration // with a daemon that is to stop
 }
 
 // run keeps the daemons running until ctx ends or one of them cannot be
@@ -175,7 +176,7 @@ func (w *watched) once(out *os.File) error {
 	select {
 	case err := <-ended:
 		return how(err)
-	case <-time.After(stopTime):
+	case <-time.After(w.s.patience):
 		w.s.logs.say("up", w.name+" does not stop; killing it")
 		_ = c.Process.Kill()
 		return <-ended

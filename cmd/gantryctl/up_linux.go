@@ -124,7 +124,7 @@ func (o *upOptions) up(ctx context.Context, out, logs io.Writer, ask asker) erro
 		return err
 	}
 	defer unlock()
-	s := &supervisor{bin: o.bin, config: o.configDir(), logs: &lines{w: logs}}
+	s := &supervisor{bin: o.bin, config: o.configDir(), logs: &lines{w: logs}, patience: stopTime}
 	return s.run(ctx, func(ctx context.Context) error {
 		if err := awaitServing(ctx, o.state, ask, s.logs); err != nil {
 			return err

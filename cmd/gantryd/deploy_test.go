@@ -40,7 +40,7 @@ func TestConfigFilesShowEveryDefault(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		// A list that is there and empty is as good as none.
-		if g, ok := got.Interface().(*gatewaydConfig); ok && len(g.Also) == 0 {
+		if g, ok := reflect.TypeAssert[*gatewaydConfig](got); ok && len(g.Also) == 0 {
 			g.Also = nil
 		}
 		if diff := cmp.Diff(want, got.Elem().Interface()); diff != "" {
