@@ -197,7 +197,7 @@ func (a applier) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadClos
 
 // cause is the reason why ctx ended, if it ended for one, and else err.
 func cause(ctx context.Context, err error) error {
-	if c := context.Cause(ctx); c != nil && c != ctx.Err() {
+	if c := context.Cause(ctx); c != nil && !errors.Is(c, ctx.Err()) {
 		return c
 	}
 	return err

@@ -79,7 +79,7 @@ func compress(b *testing.B, data []byte, mediaType string) []byte {
 func BenchmarkApply(b *testing.B) {
 	data := benchLayer(b)
 	for _, mediaType := range []string{ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd} {
-		for _, parent := range []string{"", "base"} {
+		for _, parent := range []string{"", "base", "same"} {
 			b.Run(fmt.Sprintf("%s/on_%q", mediaType[len("application/vnd.oci.image.layer.v1."):], parent), func(b *testing.B) {
 				blobs := difftest.NewBlobs()
 				needs := testNeeds(b)
@@ -92,6 +92,8 @@ func BenchmarkApply(b *testing.B) {
 				sn := in(b, s, one)
 				applyLayer(b, s, blobs, one, prepare(b, sn, "base-key", ""), difftest.Tar(difftest.Dir("usr"), difftest.Dir("usr/lib"), difftest.File("usr/lib/f", "x")))
 				commitTo(b, sn, "base", "base-key", "")
+				applyLayer(b, s, blobs, one, prepare(b, sn, "same-key", ""), data)
+				commitTo(b, sn, "same", "same-key", "")
 				packed := compress(b, data, mediaType)
 				layer := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(packed), Size: int64(len(packed))}
 				blobs.Put(one.Name, layer.Digest, packed)

@@ -81,7 +81,7 @@ func (c *commit) check(tx *kv.Tx) (err error) {
 	if c.options.Parent != "" && c.options.Parent != c.parent {
 		return fmt.Errorf("snapshot %s has parent %s already: %w", c.key, c.parent, errdefs.ErrInvalidArgument)
 	}
-	_, c.lower, err = c.below(tx, c.parent)
+	c.lower, err = c.below(tx, c.parent)
 	return err
 }
 

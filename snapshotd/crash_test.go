@@ -107,11 +107,11 @@ func (d *powerDisk) forget(t *testing.T, root string, keepNames bool) {
 // unsyncedName is the file that a test writes into a snapshot.
 const unsyncedName = "written"
 
-// TestPowerFailure cuts the power before the first change to the disk, then
+// TestPowerLoss cuts the power before the first change to the disk, then
 // before the second, and so on until everything was done. After each cut the
 // store opens, and keeps what it promised: a committed snapshot is whole, an
 // active one can be used, and nothing else is left on disk.
-func TestPowerFailure(t *testing.T) {
+func TestPowerLoss(t *testing.T) {
 	needRoot(t)
 	for _, keepNames := range []bool{true, false} {
 		for cut := 1; ; cut++ {

@@ -126,16 +126,16 @@ func (h shelf) hasChild(tx *kv.Tx, name string) bool {
 	return false
 }
 
-// parent returns the record of a snapshot that is to have children.
-func (h shelf) parent(tx *kv.Tx, name string) (record, error) {
+// checkParent refuses what cannot have children.
+func (h shelf) checkParent(tx *kv.Tx, name string) error {
 	r, err := h.get(tx, name)
 	if err != nil {
-		return r, fmt.Errorf("parent %w", err)
+		return fmt.Errorf("parent %w", err)
 	}
 	if r.Kind != snapshot.Committed {
-		return r, fmt.Errorf("parent %s is not committed: %w", name, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("parent %s is not committed: %w", name, errdefs.ErrInvalidArgument)
 	}
-	return r, nil
+	return nil
 }
 
 // chain returns the directories of name and of what is below it, the topmost

@@ -143,7 +143,7 @@ func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent s
 		if taken, err := n.taken(tx, key, o); taken != "" || err != nil {
 			return err
 		}
-		_, chain, err = n.below(tx, parent)
+		chain, err = n.below(tx, parent)
 		return err
 	}); err != nil {
 		return nil, err
@@ -182,16 +182,15 @@ func (n snapshots) taken(tx *kv.Tx, key string, o snapshot.Options) (string, err
 	return "", nil
 }
 
-// below returns the parent's record and the directories under a child of it.
-func (n snapshots) below(tx *kv.Tx, parent string) (r record, chain []uint64, err error) {
+// below returns the directories under a child of parent, which may be none.
+func (n snapshots) below(tx *kv.Tx, parent string) ([]uint64, error) {
 	if parent == "" {
-		return record{}, nil, nil
+		return nil, nil
 	}
-	if r, err = n.parent(tx, parent); err != nil {
-		return r, nil, err
+	if err := n.checkParent(tx, parent); err != nil {
+		return nil, err
 	}
-	chain, err = n.chain(tx, parent)
-	return r, chain, err
+	return n.chain(tx, parent)
 }
 
 // insert writes the record of a new snapshot, unless there is one already,
@@ -204,7 +203,7 @@ func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *recor
 		if taken != "" {
 			return n.join(tx, l, taken)
 		}
-		if _, chain, err = n.below(tx, r.Parent); err != nil {
+		if chain, err = n.below(tx, r.Parent); err != nil {
 			return err
 		}
 		r.Created = time.Now().UTC()

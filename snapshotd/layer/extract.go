@@ -156,8 +156,8 @@ func (x *extractor) settle() error {
 // archive explains an error of the tar reader: the stream's own, or a header
 // that is none.
 func (x *extractor) archive(err error) error {
-	if x.stream.err != nil && x.stream.err != io.EOF && len(x.stream.current) == 0 {
-		return x.stream.err
+	if e := x.stream.err; e != nil && !errors.Is(e, io.EOF) && len(x.stream.current) == 0 {
+		return e
 	}
 	return fmt.Errorf("archive: %w: %w", err, errdefs.ErrInvalidArgument)
 }

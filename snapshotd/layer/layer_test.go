@@ -373,7 +373,6 @@ func TestMemory(t *testing.T) {
 	if err := enc.Close(); err != nil {
 		t.Fatal(err)
 	}
-	enc, noise = nil, nil
 	for name, l := range map[string]struct {
 		data      []byte
 		mediaType string

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -121,7 +122,8 @@ func (s *stream) decompress(c compression) {
 
 // decoder returns the uncompressed bytes of r.
 func decoder(r io.Reader, c compression) (_ io.Reader, done func(), _ error) {
-	br := bufio.NewReaderSize(r, 64<<10)
+	// Each read of the blob may be a call to another daemon.
+	br := bufio.NewReaderSize(r, 1<<20)
 	if c == plain {
 		return br, func() {}, nil
 	}
@@ -151,7 +153,7 @@ func (s *stream) explain(err error) error {
 	switch {
 	case s.blob.err != nil:
 		return fmt.Errorf("layer %s: %w", s.desc.Digest, s.blob.err)
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return io.EOF
 	}
 	return fmt.Errorf("layer %s: %w: %w", s.desc.Digest, err, errdefs.ErrInvalidArgument)

@@ -161,6 +161,9 @@ func (x *extractor) hide() error {
 
 func (x *extractor) hideOne(w whiteout) error {
 	dir, err := tree.OpenPlain(x.own, w.dir)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // the layer has put something else in its place
+	}
 	if err != nil {
 		return err
 	}

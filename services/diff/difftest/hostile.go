@@ -196,6 +196,8 @@ func whiteouts(canary string) []Hostile {
 			File("d/n", "n"), File(".wh.d", ""), File("f", "n"), File(".wh.f", "")), below...),
 		over(accepted("a whiteout of what is not there", map[string]string{"none": "", "d/none": "", "none-at-all": ""},
 			File(".wh.none", ""), File("d/.wh.none", ""), File("none-at-all/.wh.x", "")), below...),
+		over(accepted("a whiteout, then something else in the place of its directory", map[string]string{"d": "file n", "e": "link /", "d/a": ""},
+			Dir("d"), File("d/.wh.a", ""), File("d", "n"), Dir("e"), File("e/.wh..wh..opq", ""), Symlink("e", "/")), below...),
 		over(accepted("a whiteout, then the same name anew", map[string]string{"d": "dir", "d/a": "", "d/n": "file n", "f": "dir"},
 			File(".wh.d", ""), File(".wh.f", ""), Dir("d"), File("d/n", "n"), Dir("f")), below...),
 	}
