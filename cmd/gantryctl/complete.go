@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,7 +56,7 @@ func (n *node) complete(c *cobra.Command, list func(context.Context) ([]string, 
 	ctx, cancel := context.WithTimeout(context.Background(), completeTime)
 	defer cancel()
 	c.SetContext(ctx)
-	if err := n.prepare(c); err != nil {
+	if err := errors.Join(n.prepare(c), n.reach(ctx)); err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
 	names, err := list(ctx)

@@ -66,7 +66,7 @@ func (d *desk) ctl(args ...string) (out, errs string, code int) {
 	ctx, cancel := context.WithTimeout(d.t.Context(), 20*time.Second)
 	defer cancel()
 	n := &node{
-		dial:     func(string) (*client.Client, error) { return d.client, nil },
+		dial:     func(context.Context, string) (*client.Client, error) { return d.client, nil },
 		ask:      d.ask,
 		getenv:   func(key string) string { return map[string]string{"HERE": "value"}[key] },
 		unnotify: func() {},
@@ -300,7 +300,11 @@ func TestEventsAreFollowed(t *testing.T) {
 	d := newDesk(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	n := &node{client: d.client, getenv: func(string) string { return "" }, unnotify: func() {}}
+	n := &node{
+		dial:     func(context.Context, string) (*client.Client, error) { return d.client, nil },
+		getenv:   func(string) string { return "" },
+		unnotify: func() {},
+	}
 	at := time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC)
 	out := &listener{heard: make(chan struct{}), until: "/tasks/exit", end: cancel}
 	tell := func(ns string, p event.Payload) error {
@@ -394,7 +398,12 @@ func (l *listener) String() string {
 func TestAnAwaySuiteIsExplained(t *testing.T) {
 	dir := t.TempDir()
 	n := &node{address: filepath.Join(dir, "none.sock")}
-	got := n.explain(fmt.Errorf("door: %w", errdefs.ErrUnavailable))
+	began := time.Now()
+	_, err := dialDoor(t.Context(), n.address)
+	if took := time.Since(began); !errors.Is(err, errdefs.ErrUnavailable) || took > 2*knockTime {
+		t.Fatalf("dialDoor = %v after %v", err, took)
+	}
+	got := n.explain(err)
 	if !strings.Contains(got, "gantryctl --address "+n.address+" up") || strings.Contains(got, "\n") {
 		t.Errorf("explain = %q", got)
 	}

@@ -76,10 +76,11 @@ func demonstrate(ctx context.Context, n *node, o upOptions, image string, out io
 	}
 	stop()
 	err = errors.Join(err, <-ended)
-	if err != nil {
-		fmt.Fprintf(out, "\nThe daemons said:\n%s\n", logs)
-	} else {
+	switch {
+	case err == nil:
 		d.say("The suite has stopped. %s is removed.", scratch)
+	case logs.Len() > 0:
+		d.say("The daemons said:\n%s", logs)
 	}
 	return errors.Join(err, os.RemoveAll(scratch))
 }

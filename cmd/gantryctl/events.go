@@ -42,13 +42,13 @@ in base64, of a type that is not known).`,
   gantryctl events --filter 'topic~=^/tasks/' -o json`,
 		Args:        cobra.NoArgs,
 		Annotations: endless,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: n.reaching(func(c *cobra.Command, _ []string) error {
 			var only string
 			if c.Flags().Changed("namespace") {
 				only = n.namespace
 			}
 			return n.follow(c, filters, only)
-		},
+		}),
 	}
 	c.Flags().StringArrayVar(&filters, "filter", nil, "only those that `MATCH`, as in topic==/tasks/exit; several are alternatives")
 	return c

@@ -18,8 +18,8 @@ could not be started.`,
   gantryctl exec -t web /bin/sh`,
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: n.completeContainer,
-		Annotations:       endless,
-		RunE: func(c *cobra.Command, args []string) error {
+		Annotations:       starting,
+		RunE: n.reaching(func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
 			tty, err := f.streams(c)
 			if err != nil {
@@ -42,7 +42,7 @@ could not be started.`,
 				return startError(ctx, args[0], err)
 			}
 			return exitWith(status)
-		},
+		}),
 	}
 	f.add(c)
 	return c

@@ -59,7 +59,7 @@ An archive that is damaged in any way changes nothing.`,
   docker save alpine | gantryctl image import --name alpine:3 -`,
 		Args:        cobra.ExactArgs(1),
 		Annotations: endless,
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: n.reaching(func(c *cobra.Command, args []string) error {
 			in := c.InOrStdin()
 			if args[0] != "-" {
 				f, err := os.Open(args[0])
@@ -82,7 +82,7 @@ An archive that is damaged in any way changes nothing.`,
 			}
 			return show(c.OutOrStdout(), n.output, []string{"NAME", "DIGEST"}, rows,
 				func(r imageRow) []string { return []string{r.Name, r.Digest} })
-		},
+		}),
 	}
 	c.Flags().StringVar(&name, "name", "", "call the image `NAME`")
 	c.Flags().BoolVar(&noUnpack, "no-unpack", false, "leave unpacking to the first run")
@@ -126,7 +126,7 @@ Fields with -o json: name, digest, media_type, created_at, updated_at, labels.`,
 		Example: `  gantryctl image ls
   gantryctl image ls --filter 'name~=^demo'`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: n.reaching(func(c *cobra.Command, _ []string) error {
 			images, err := n.client.Images.In(namespace.Scope{Name: n.namespace}).List(c.Context(), filters...)
 			if err != nil {
 				return err
@@ -138,7 +138,7 @@ Fields with -o json: name, digest, media_type, created_at, updated_at, labels.`,
 			now := time.Now()
 			return show(c.OutOrStdout(), n.output, []string{"NAME", "DIGEST", "UPDATED"}, rows,
 				func(r imageRow) []string { return []string{r.Name, r.Digest, since(r.UpdatedAt, now)} })
-		},
+		}),
 	}
 	c.Flags().StringArrayVar(&filters, "filter", nil, "only those that `MATCH`, as in name==demo:latest; several are alternatives")
 	return c
@@ -154,7 +154,7 @@ other names of the same image.`,
 		Example:           `  gantryctl image rm demo:latest`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: n.completeImages,
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: n.reaching(func(c *cobra.Command, args []string) error {
 			store := n.client.Images.In(namespace.Scope{Name: n.namespace})
 			return each(args, func(name string) error {
 				if err := store.Delete(c.Context(), name, image.DeleteOptions{}); err != nil {
@@ -163,7 +163,7 @@ other names of the same image.`,
 				fmt.Fprintln(c.OutOrStdout(), name)
 				return nil
 			})
-		},
+		}),
 	}
 }
 

@@ -37,7 +37,7 @@ created_at, labels.`,
 		Example: `  gantryctl ps
   gantryctl ps --filter 'image==demo:latest' -o json`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: n.reaching(func(c *cobra.Command, _ []string) error {
 			scope := namespace.Scope{Name: n.namespace}
 			containers, err := n.client.Containers.In(scope).List(c.Context(), filters...)
 			if err != nil {
@@ -50,7 +50,7 @@ created_at, labels.`,
 			now := time.Now()
 			return show(c.OutOrStdout(), n.output, []string{"ID", "IMAGE", "STATUS", "PID", "CREATED"}, containerRows(containers, tasks),
 				func(r containerRow) []string { return r.cells(now) })
-		},
+		}),
 	}
 	c.Flags().StringArrayVar(&filters, "filter", nil, "only those that `MATCH`, as in id==c1 or labels.app==web; several are alternatives")
 	return c

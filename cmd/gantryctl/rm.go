@@ -19,7 +19,7 @@ func rmCommand(n *node) *cobra.Command {
   gantryctl rm -f web`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: n.completeContainers,
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: n.reaching(func(c *cobra.Command, args []string) error {
 			return each(args, func(id string) error {
 				k, err := n.in().Container(c.Context(), id)
 				if err != nil {
@@ -35,7 +35,7 @@ func rmCommand(n *node) *cobra.Command {
 				fmt.Fprintln(c.OutOrStdout(), id)
 				return nil
 			})
-		},
+		}),
 	}
 	c.Flags().BoolVarP(&force, "force", "f", false, "kill what runs in it")
 	return c

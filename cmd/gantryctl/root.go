@@ -22,9 +22,9 @@ import (
 // node is what the commands may reach, and what the flags of all of them say.
 // Tests fill it with stores in memory.
 type node struct {
-	client *client.Client // made by dial unless a test has set it
+	client *client.Client // made by reaching
 
-	dial     func(address string) (*client.Client, error)
+	dial     func(ctx context.Context, address string) (*client.Client, error)
 	ask      asker
 	getenv   func(string) string
 	unnotify func() // gives SIGINT and SIGTERM back, for commands that pass them on
@@ -49,6 +49,9 @@ func (n *node) close() {
 // endless marks a command that goes on until it is told to stop: the timeout is
 // not for it.
 var endless = map[string]string{"endless": "yes"}
+
+// starting marks a command that exits as the program that it starts.
+var starting = map[string]string{"endless": "yes", "starting": "yes"}
 
 func rootCommand(n *node) *cobra.Command {
 	c := &cobra.Command{
@@ -119,12 +122,53 @@ func (n *node) prepare(c *cobra.Command) error {
 		ctx, n.cancel = context.WithTimeout(c.Context(), n.timeout)
 		c.SetContext(ctx)
 	}
-	if n.client == nil {
-		var err error
-		n.client, err = n.dial(n.address)
+	return nil
+}
+
+// reaching is run of a command that needs the suite.
+func (n *node) reaching(run func(c *cobra.Command, args []string) error) func(c *cobra.Command, args []string) error {
+	return func(c *cobra.Command, args []string) error {
+		err := n.reach(c.Context())
+		switch {
+		case err == nil:
+			return run(c, args)
+		case c.Annotations["starting"] != "":
+			return exitError{code: exitStart, err: err}
+		}
 		return err
 	}
-	return nil
+}
+
+func (n *node) reach(ctx context.Context) (err error) {
+	n.client, err = n.dial(ctx, n.address)
+	return err
+}
+
+// knockTime is how long nobody may be at the door: a gateway that restarts is
+// back sooner, and a suite that does not run is never.
+const knockTime = 2 * time.Second
+
+// dialDoor returns a client of the suite behind a socket on which somebody
+// listens. A client by itself would wait for longer.
+func dialDoor(ctx context.Context, address string) (*client.Client, error) {
+	var d net.Dialer
+	for over := time.Now().Add(knockTime); ; {
+		c, err := d.DialContext(ctx, "unix", address)
+		switch {
+		case err == nil:
+			c.Close()
+			return client.Dial(address)
+		case errors.Is(err, os.ErrPermission):
+			return nil, fmt.Errorf("socket %s: %w", address, errdefs.ErrPermissionDenied)
+		case time.Now().After(over):
+			return nil, fmt.Errorf("nobody answers on %s: %w", address, errdefs.ErrUnavailable)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // usage says how a command is called where it was called wrongly.
@@ -171,7 +215,11 @@ func (n *node) whyAway() string {
 		c.Close()
 		return "gantryctl status says which daemon is down"
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return "is the suite running? start it with: gantryctl --address " + n.address + " up"
+		up := "gantryctl up"
+		if n.address != suite.Address {
+			up = "gantryctl --address " + n.address + " up"
+		}
+		return "is the suite running? start it with: " + up
 	case errors.Is(err, os.ErrPermission):
 		return "the socket is for root and group gantry"
 	}

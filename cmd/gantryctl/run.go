@@ -76,10 +76,10 @@ lost unless --log says where to keep it.`,
   gantryctl run --rm --mount /srv/data:/data:ro demo /bin/ls /data`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: n.completeImage,
-		Annotations:       endless,
-		RunE: func(c *cobra.Command, args []string) error {
+		Annotations:       starting,
+		RunE: n.reaching(func(c *cobra.Command, args []string) error {
 			return f.run(c, n, args[0], args[1:])
-		},
+		}),
 	}
 	f.add(c)
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "print the container's name and do not wait")

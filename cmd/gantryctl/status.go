@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -33,7 +35,10 @@ func askDaemon(ctx context.Context, socket string) (answer, error) {
 	// A connection that waits for its peer would wait for one that is down.
 	var d net.Dialer
 	probe, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return answer{}, fmt.Errorf("%s is for root and group gantry", socket)
+	case err != nil:
 		return answer{}, fmt.Errorf("nobody listens on %s", socket)
 	}
 	probe.Close()

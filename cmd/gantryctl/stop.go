@@ -21,7 +21,7 @@ it.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: n.completeContainers,
 		Annotations:       endless,
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: n.reaching(func(c *cobra.Command, args []string) error {
 			return each(args, func(id string) error {
 				k, err := n.in().Container(c.Context(), id)
 				if err != nil {
@@ -33,7 +33,7 @@ it.`,
 				fmt.Fprintln(c.OutOrStdout(), id)
 				return nil
 			})
-		},
+		}),
 	}
 	c.Flags().DurationVar(&patience, "time", 10*time.Second, "how long it has to end by itself")
 	return c
