@@ -39,14 +39,14 @@ func (o *owner) fail(err error) {
 	o.err = err
 }
 
-func (o *owner) state() (error, func()) {
+func (o *owner) state() (before func(), err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.err, o.before
+	return o.before, o.err
 }
 
 func (o *owner) AddMember(ctx context.Context, ns string, l lease.Ref, r lease.Resource) error {
-	err, before := o.state()
+	before, err := o.state()
 	if err != nil {
 		return err
 	}
@@ -57,14 +57,14 @@ func (o *owner) AddMember(ctx context.Context, ns string, l lease.Ref, r lease.R
 }
 
 func (o *owner) ListMembers(ctx context.Context, ns string, l lease.Ref) ([]lease.Resource, error) {
-	if err, _ := o.state(); err != nil {
+	if _, err := o.state(); err != nil {
 		return nil, err
 	}
 	return o.Members.ListMembers(ctx, ns, l)
 }
 
 func (o *owner) DropMembers(ctx context.Context, ns string, l lease.Ref) error {
-	if err, _ := o.state(); err != nil {
+	if _, err := o.state(); err != nil {
 		return err
 	}
 	return o.Members.DropMembers(ctx, ns, l)

@@ -3,6 +3,7 @@ package eventnats
 import (
 	"bufio"
 	"bytes"
+	"maps"
 	"net/http"
 	"net/textproto"
 	"strings"
@@ -58,10 +59,7 @@ func TestAMessageIsACloudEvent(t *testing.T) {
 	}
 	for key := range want {
 		if key == "ce-id" || key == "ce-time" {
-			h := nats.Header{}
-			for k, v := range m.Header {
-				h[k] = v
-			}
+			h := maps.Clone(m.Header)
 			delete(h, key)
 			if e, err := fromMessage(m.Subject, h, m.Data); err == nil {
 				t.Errorf("a message without %s is %+v", key, e)
