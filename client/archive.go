@@ -39,9 +39,9 @@ type archive struct {
 	files   map[string]*file // by clean path
 	links   map[string]string
 	blobs   map[digest.Digest]*file
-	staged  []*file // those in ingests
-	memory  int64   // bytes of those that are not
-	prefix  string  // of the ingests' refs
+	staged  []*ingest // of the files that are not in memory, and of some that were
+	memory  int64     // bytes of those that are
+	prefix  string    // of the ingests' refs
 }
 
 // A file is a regular file of an archive.
@@ -52,9 +52,8 @@ type file struct {
 	head   []byte // the first bytes
 
 	// One of these, unless the namespace has the blob.
-	bytes []byte
-	ref   string // of the ingest
-	w     content.Writer
+	bytes  []byte
+	ingest *ingest
 }
 
 // readArchive reads a tar archive, plain or compressed by gzip or zstd. The
@@ -244,25 +243,28 @@ func (a *archive) stage(ctx context.Context, f *file, expected digest.Digest, r 
 	if len(a.staged) == stagedMax {
 		return invalid("the archive has more than %d large files", stagedMax)
 	}
-	ref := fmt.Sprintf("%s-%d", a.prefix, len(a.staged))
-	w, err := a.ingests.Writer(ctx, content.WriterOptions{Ref: ref, Total: f.size, Expected: expected})
+	ingest, err := a.ingest(ctx, content.WriterOptions{Total: f.size, Expected: expected})
 	if errdefs.IsAlreadyExists(err) {
 		return copyFile(io.Discard, r, f.size)
 	}
 	if err != nil {
 		return err
 	}
-	f.ref, f.w = ref, w
-	a.staged = append(a.staged, f)
-	status, err := w.Status(ctx)
-	if err != nil {
-		return err
-	}
-	if f.size > 0 && status.Offset == f.size {
-		// The store has the bytes already, for another namespace.
+	f.ingest = ingest
+	if ingest.whole() {
 		return copyFile(io.Discard, r, f.size)
 	}
-	return copyFile(w, r, f.size)
+	return copyFile(ingest, r, f.size)
+}
+
+// ingest starts one that abort knows of.
+func (a *archive) ingest(ctx context.Context, o content.WriterOptions) (*ingest, error) {
+	o.Ref = fmt.Sprintf("%s-%d", a.prefix, len(a.staged))
+	i, err := newIngest(ctx, a.ingests, o)
+	if err == nil {
+		a.staged = append(a.staged, i)
+	}
+	return i, err
 }
 
 // copyFile copies a file of the archive.
@@ -325,37 +327,30 @@ func (a *archive) commit(ctx context.Context, blobs content.Blobs, f *file, labe
 	for key := range labels {
 		fields = append(fields, "labels."+key)
 	}
-	_, err = blobs.Update(ctx, content.Info{Digest: f.digest, Labels: labels}, fields...)
-	return err
+	return once(ctx, func(ctx context.Context) error {
+		_, err := blobs.Update(ctx, content.Info{Digest: f.digest, Labels: labels}, fields...)
+		return err
+	})
 }
 
 func (a *archive) commitIngest(ctx context.Context, f *file, labels map[string]string) error {
+	ingest := f.ingest
 	if f.bytes != nil {
-		ref := a.prefix + "-" + f.digest.Encoded()
-		w, err := a.ingests.Writer(ctx, content.WriterOptions{Ref: ref, Total: f.size, Expected: f.digest})
+		var err error
+		ingest, err = a.ingest(ctx, content.WriterOptions{Total: f.size, Expected: f.digest})
 		if err != nil {
 			return err
 		}
-		f.ref, f.w = ref, w
-		a.staged = append(a.staged, f)
-		status, err := w.Status(ctx)
-		if err != nil {
-			return err
-		}
-		if status.Offset < f.size {
-			if _, err := w.Write(f.bytes); err != nil {
+		if !ingest.whole() {
+			if _, err := ingest.Write(f.bytes); err != nil {
 				return err
 			}
 		}
 	}
-	if f.w == nil {
+	if ingest == nil {
 		return errdefs.ErrAlreadyExists
 	}
-	err := f.w.Commit(ctx, f.size, f.digest, labels)
-	if notExists(err) == nil {
-		f.ref = "" // there is nothing left to abort
-	}
-	return err
+	return ingest.commit(f, labels)
 }
 
 // abort forgets the ingests that were not committed.
@@ -363,11 +358,8 @@ func (a *archive) abort(ctx context.Context) error {
 	ctx, cancel := clean(ctx)
 	defer cancel()
 	var errs []error
-	for _, f := range a.staged {
-		if f.ref != "" {
-			errs = append(errs, onlyDone(a.ingests.Abort(ctx, f.ref)))
-		}
-		f.w.Close()
+	for _, i := range a.staged {
+		errs = append(errs, i.abort(ctx))
 	}
 	return errors.Join(errs...)
 }

@@ -196,7 +196,7 @@ func (n *Namespace) record(o CreateOptions, img image.Image, r Resolved) (contai
 		Runtime:     container.Runtime{Name: o.Runtime},
 		Spec:        value,
 		Snapshotter: o.Snapshotter,
-		SnapshotKey: o.ID + "-" + rand.Text(), // what an earlier one of this name left does not matter
+		SnapshotKey: o.ID + "-" + rand.Text()[:12], // what an earlier one of this name left does not matter
 	}, nil
 }
 

@@ -27,6 +27,10 @@ type ImportOptions struct {
 	OwnNames bool
 }
 
+// ErrNameless says that an image is to be imported without a name. It is an
+// [errdefs.ErrInvalidArgument].
+var ErrNameless = invalid("the image needs a name")
+
 // Import reads an archive of images, an OCI layout or what `docker save`
 // writes, plain or compressed, and returns the images that it named.
 //
@@ -102,7 +106,7 @@ func (o ImportOptions) choose(entries []imageEntry) ([]image.Image, error) {
 		return []image.Image{{Name: o.Name, Target: entries[0].target}}, nil
 	}
 	if !o.OwnNames {
-		return nil, invalid("no name was given for the image")
+		return nil, fmt.Errorf("%w, and none was given", ErrNameless)
 	}
 	var images []image.Image
 	seen := make(map[string]digest.Digest)
@@ -122,7 +126,7 @@ func (o ImportOptions) choose(entries []imageEntry) ([]image.Image, error) {
 		}
 	}
 	if len(images) == 0 {
-		return nil, invalid("the archive does not name its image, and no name was given")
+		return nil, fmt.Errorf("%w, and the archive has none", ErrNameless)
 	}
 	return images, nil
 }
@@ -221,12 +225,16 @@ func unused(ctx context.Context, store image.Store, images []image.Image) error 
 
 // name creates an image, or with replace gives the name another target.
 func name(ctx context.Context, store image.Store, i image.Image, replace bool) (image.Image, error) {
-	created, err := store.Create(ctx, i, image.Options{})
+	var created image.Image
+	err := once(ctx, func(ctx context.Context) (err error) {
+		created, err = store.Create(ctx, i, image.Options{})
+		if replace && errdefs.IsAlreadyExists(err) {
+			created, err = store.Update(ctx, i, image.Options{}, "target")
+		}
+		return err
+	})
 	if !errdefs.IsAlreadyExists(err) {
 		return created, err
-	}
-	if replace {
-		return store.Update(ctx, i, image.Options{}, "target")
 	}
 	if err := unused(ctx, store, []image.Image{i}); err != nil {
 		return image.Image{}, err

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/client/clienttest"
+	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/image"
 	"github.com/gantryd/gantry/services/namespace"
 )
@@ -356,10 +358,10 @@ func TestImportOfBadArchivesChangesNothing(t *testing.T) {
 				l.Add("demo:latest", d)
 			})
 		}, o: own, says: "deep"},
-		{name: "no name asked for", archive: clientDemo, says: "no name"},
+		{name: "no name asked for", archive: clientDemo, says: "needs a name"},
 		{name: "no name in it", archive: func(t *testing.T) []byte {
 			return layout(t, func(l *clienttest.Layout, d ocispec.Descriptor) { l.Index.Manifests[0].Annotations = nil })
-		}, o: own, says: "does not name"},
+		}, o: own, says: "the archive has none"},
 		{name: "a name with a newline", archive: func(t *testing.T) []byte {
 			return layout(t, func(l *clienttest.Layout, d ocispec.Descriptor) {
 				l.Index.Manifests[0].Annotations[ocispec.AnnotationRefName] = "demo\nroot"
@@ -468,4 +470,76 @@ func FuzzImport(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A shakyContent dies in the middle of every write, of which it keeps half, and
+// after every commit, before it can say so.
+type shakyContent struct{ content.Stores }
+
+func (s shakyContent) In(scope namespace.Scope) content.Store {
+	return shakyContentIn{s.Stores.In(scope)}
+}
+
+type shakyContentIn struct{ content.Store }
+
+func (s shakyContentIn) Writer(ctx context.Context, o content.WriterOptions) (content.Writer, error) {
+	w, err := s.Store.Writer(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return &shakyWriter{Writer: w}, nil
+}
+
+type shakyWriter struct {
+	content.Writer
+	dead bool
+}
+
+func (w *shakyWriter) Write(b []byte) (int, error) {
+	if len(b) < 1000 {
+		return w.Writer.Write(b)
+	}
+	if w.dead {
+		return 0, errdefs.ErrUnavailable
+	}
+	w.dead = true
+	if _, err := w.Writer.Write(b[:len(b)/2]); err != nil {
+		return 0, err
+	}
+	return 0, errors.Join(errdefs.ErrUnavailable, w.Writer.Close())
+}
+
+func (w *shakyWriter) Commit(ctx context.Context, size int64, d digest.Digest, labels map[string]string) error {
+	if err := w.Writer.Commit(ctx, size, d, labels); err != nil {
+		return err
+	}
+	return errdefs.ErrUnavailable
+}
+
+// TestImportGoesOnWhenContentRestarts reads the archive once, as from a pipe.
+func TestImportGoesOnWhenContentRestarts(t *testing.T) {
+	c := clienttest.New(t, nil)
+	c.Content = shakyContent{c.Content}
+	images, err := c.In(scope.Name).Import(t.Context(), io.MultiReader(bytes.NewReader(clienttest.Demo(t))), client.ImportOptions{OwnNames: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.In(scope.Name).Resolve(t.Context(), images[0].Target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := c.Content.In(scope).Info(t.Context(), r.Manifest.Digest)
+	if err != nil || len(info.Labels) != 3 {
+		t.Errorf("the manifest's labels are %v, %v", info.Labels, err)
+	}
+	for _, l := range r.Layers {
+		if _, err := content.ReadAll(t.Context(), c.Content.In(scope), l.Digest, 1<<20); err != nil {
+			t.Errorf("layer %s: %v", l.Digest, err)
+		}
+	}
+	for name := range everything(t, c) {
+		if strings.HasPrefix(name, "ingest ") || strings.HasPrefix(name, "lease ") {
+			t.Errorf("it left %s", name)
+		}
+	}
 }

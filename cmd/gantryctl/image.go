@@ -71,7 +71,7 @@ An archive that is damaged in any way changes nothing.`,
 			}
 			images, err := n.importImages(c, in, client.ImportOptions{Name: name, OwnNames: name == ""}, !noUnpack)
 			switch {
-			case errors.Is(err, errdefs.ErrAlreadyExists), err != nil && name == "" && errors.Is(err, errdefs.ErrInvalidArgument):
+			case errors.Is(err, errdefs.ErrAlreadyExists), errors.Is(err, client.ErrNameless):
 				return fmt.Errorf("import %s: %w; --name NAME says what to call the image", args[0], err)
 			case err != nil:
 				return fmt.Errorf("import %s: %w", args[0], err)
