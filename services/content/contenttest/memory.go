@@ -23,8 +23,8 @@ import (
 	"github.com/gantryd/gantry/services/namespace"
 )
 
-// Memory keeps content in memory. Bytes that no namespace has a record of are
-// gone at once, and no ingest is ever forgotten.
+// Memory keeps content in memory. Bytes that no namespace has a record of, and no
+// writer borrows, are gone at once, and no ingest is ever forgotten.
 type Memory struct {
 	leasetest.Members
 	leases lease.Registry
@@ -166,22 +166,26 @@ func (s memoryStore) Delete(ctx context.Context, d digest.Digest) error {
 		return err
 	}
 	delete(s.infos, infoKey{s.scope.Name, d})
-	if !s.heldLocked(d) {
-		delete(s.bytes, d)
-	}
+	s.collectLocked(d)
 	if l, err := s.lookup(ctx); err == nil && l.ID != "" {
 		return s.RemoveMember(ctx, s.scope.Name, l, contentOf(d))
 	}
 	return nil
 }
 
-func (m *Memory) heldLocked(d digest.Digest) bool {
+// collectLocked drops the bytes that nobody has.
+func (m *Memory) collectLocked(d digest.Digest) {
 	for k := range m.infos {
 		if k.digest == d {
-			return true
+			return
 		}
 	}
-	return false
+	for _, w := range m.writers {
+		if w.ingest.borrowed && w.options.Expected == d {
+			return
+		}
+	}
+	delete(m.bytes, d)
 }
 
 func (s memoryStore) Open(_ context.Context, d digest.Digest) (content.Reader, error) {
@@ -380,6 +384,7 @@ func (w *memoryWriter) ownLocked() error {
 	own := newIngest(w.options)
 	own.bytes = slices.Clone(w.ingest.bytes)
 	w.ingest, w.ingests[w.key] = own, own
+	w.collectLocked(w.options.Expected)
 	return w.join(context.Background(), w.lease, ingestOf(w.key.ref))
 }
 
@@ -488,6 +493,9 @@ func (w *memoryWriter) Close() error {
 		}
 		w.over = true
 		delete(w.writers, w.key)
+		if w.ingest.borrowed {
+			w.collectLocked(w.options.Expected)
+		}
 	}
 	return nil
 }
