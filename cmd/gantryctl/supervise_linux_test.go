@@ -94,7 +94,7 @@ func (st *stage) end() error {
 func (st *stage) pids(name string) []int {
 	b, _ := os.ReadFile(filepath.Join(st.dir, name+".pids"))
 	var pids []int
-	for _, f := range strings.Fields(string(b)) {
+	for f := range strings.FieldsSeq(string(b)) {
 		if pid, err := strconv.Atoi(f); err == nil {
 			pids = append(pids, pid)
 		}
