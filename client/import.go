@@ -25,6 +25,10 @@ type ImportOptions struct {
 	// that has such a name already, and is another, is
 	// [errdefs.ErrAlreadyExists]: what an archive says replaces nothing.
 	OwnNames bool
+
+	// Snapshotter is where to unpack the images before they are named. With
+	// an empty one, the first container of an image unpacks it.
+	Snapshotter string
 }
 
 // ErrNameless says that an image is to be imported without a name. It is an
@@ -38,7 +42,8 @@ var ErrNameless = invalid("the image needs a name")
 // path or a link leads out, a document is ambiguous or too large, a blob is
 // missing, or nothing is for this node, is an error, mostly
 // [errdefs.ErrInvalidArgument], and changes nothing: no image is named and no
-// blob is added.
+// blob is added. That a layer cannot be unpacked shows only when its blob is
+// there: then no image is named, and the blobs belong to nobody.
 func (n *Namespace) Import(ctx context.Context, r io.Reader, o ImportOptions) ([]image.Image, error) {
 	var images []image.Image
 	err := n.withLease(ctx, func(lease string) error {
@@ -63,13 +68,16 @@ func (n *Namespace) importFrom(ctx context.Context, lease string, a *archive, o 
 	}
 	// Everything is checked before anything is kept.
 	var p plan
+	var images []Resolved
 	for _, e := range entries {
 		if !slices.ContainsFunc(named, func(i image.Image) bool { return i.Target.Digest == e.target.Digest }) {
 			continue
 		}
-		if _, err := resolve(ctx, e.target, a.source); err != nil {
+		r, err := resolve(ctx, e.target, a.source)
+		if err != nil {
 			return nil, err
 		}
+		images = append(images, r)
 		if err := p.add(a, e.target, indexDepthMax); err != nil {
 			return nil, err
 		}
@@ -84,6 +92,14 @@ func (n *Namespace) importFrom(ctx context.Context, lease string, a *archive, o 
 	for _, s := range p.steps {
 		if err := a.commit(ctx, blobs, s.file, s.labels); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.file.digest, err)
+		}
+	}
+	for _, r := range images {
+		if o.Snapshotter == "" || len(r.Layers) == 0 {
+			continue
+		}
+		if err := n.unpack(ctx, lease, r, o.Snapshotter); err != nil {
+			return nil, fmt.Errorf("unpack: %w", err)
 		}
 	}
 	for i := range named {

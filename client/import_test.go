@@ -411,6 +411,32 @@ func TestImportOfBadArchivesChangesNothing(t *testing.T) {
 
 func clientDemo(t *testing.T) []byte { return clienttest.Demo(t) }
 
+// TestImportNamesNoImageThatDoesNotUnpack imports an image whose config tells
+// lies about a layer, over one that is good.
+func TestImportNamesNoImageThatDoesNotUnpack(t *testing.T) {
+	c := clienttest.New(t, nil)
+	o := client.ImportOptions{Name: "demo:latest", Snapshotter: client.SnapshotterDefault}
+	if _, err := importFrom(t, c, clienttest.Demo(t), o); err != nil {
+		t.Fatal(err)
+	}
+	good := everything(t, c)["image demo:latest"]
+	l := clienttest.NewLayout()
+	first := l.Image(t, ocispec.ImageConfig{}, "one", "two")
+	var m ocispec.Manifest
+	var img ocispec.Image
+	unmarshal(t, l.Blobs[first.Digest], &m)
+	unmarshal(t, l.Blobs[m.Config.Digest], &img)
+	img.RootFS.DiffIDs[1] = digest.FromString("three")
+	m.Config = l.JSON(t, m.Config.MediaType, img)
+	l.Add("", l.JSON(t, m.MediaType, m))
+	if _, err := importFrom(t, c, l.Archive(t), o); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("Import = %v; want a failed precondition", err)
+	}
+	if got := everything(t, c)["image demo:latest"]; got != good {
+		t.Errorf("the name is %s's now; want %s's", got, good)
+	}
+}
+
 func TestAnArchiveReplacesNoImage(t *testing.T) {
 	c := clienttest.New(t, nil)
 	if _, err := importFrom(t, c, clienttest.Demo(t), client.ImportOptions{OwnNames: true}); err != nil {

@@ -63,50 +63,48 @@ func (n *Namespace) withLease(ctx context.Context, f func(lease string) error) e
 // A layer whose bytes are not what the image's config says is
 // [errdefs.ErrFailedPrecondition], and no snapshot of it stays.
 func (n *Namespace) Unpack(ctx context.Context, r Resolved, snapshotter string) (string, error) {
-	chain := r.chain()
-	if len(chain) == 0 {
+	if len(r.Layers) == 0 {
 		return "", nil
 	}
-	top := chain[len(chain)-1].String()
-	err := n.withLease(ctx, func(lease string) error {
-		snapshots, err := n.c.Snapshots.In(n.scope(lease), snapshotter)
-		if err != nil {
-			return err
-		}
-		u := unpacker{
-			resolved:    r,
-			snapshots:   snapshots,
-			diffs:       n.c.Diffs.In(n.scope(lease)),
-			blobs:       n.c.Content.In(n.scope(lease)),
-			snapshotter: snapshotter,
-		}
-		for i := range chain {
-			parent := ""
-			if i > 0 {
-				parent = chain[i-1].String()
-			}
-			err := again(ctx, layerTime, func(ctx context.Context, _ bool) error {
-				return u.layer(ctx, i, parent, chain[i].String())
-			})
-			if err != nil {
-				return fmt.Errorf("layer %d, %s: %w", i, r.Layers[i].Digest, err)
-			}
-		}
-		// The image keeps its config, and its config the snapshots.
-		return once(ctx, func(ctx context.Context) error {
-			return setLabel(ctx, u.blobs, r.Config.Digest, labelSnapshot+snapshotter, top)
-		})
+	return r.ChainID().String(), n.withLease(ctx, func(lease string) error {
+		return n.unpack(ctx, lease, r, snapshotter)
 	})
-	return top, err
+}
+
+// unpack is Unpack under a lease.
+func (n *Namespace) unpack(ctx context.Context, lease string, r Resolved, snapshotter string) error {
+	snapshots, err := n.c.Snapshots.In(n.scope(lease), snapshotter)
+	if err != nil {
+		return err
+	}
+	u := unpacker{
+		resolved:  r,
+		snapshots: snapshots,
+		diffs:     n.c.Diffs.In(n.scope(lease)),
+		blobs:     n.c.Content.In(n.scope(lease)),
+	}
+	parent := ""
+	for i, name := range r.chain() {
+		err := again(ctx, layerTime, func(ctx context.Context, _ bool) error {
+			return u.layer(ctx, i, parent, name.String())
+		})
+		if err != nil {
+			return fmt.Errorf("layer %d, %s: %w", i, r.Layers[i].Digest, err)
+		}
+		parent = name.String()
+	}
+	// The image keeps its config, and its config the snapshots.
+	return once(ctx, func(ctx context.Context) error {
+		return setLabel(ctx, u.blobs, r.Config.Digest, labelSnapshot+snapshotter, parent)
+	})
 }
 
 // An unpacker makes the snapshots of one image.
 type unpacker struct {
-	resolved    Resolved
-	snapshots   snapshot.Store
-	diffs       diff.Service
-	blobs       content.Blobs
-	snapshotter string
+	resolved  Resolved
+	snapshots snapshot.Store
+	diffs     diff.Service
+	blobs     content.Blobs
 }
 
 // layer makes the snapshot name of layer i on parent, unless it is there.

@@ -1,9 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -69,7 +69,14 @@ An archive that is damaged in any way changes nothing.`,
 				defer f.Close()
 				in = f
 			}
-			images, err := n.importImages(c, in, client.ImportOptions{Name: name, OwnNames: name == ""}, !noUnpack)
+			o := client.ImportOptions{Name: name, OwnNames: name == ""}
+			if !noUnpack {
+				var err error
+				if o.Snapshotter, err = n.snapshotter(c.Context()); err != nil {
+					return err
+				}
+			}
+			images, err := n.in().Import(c.Context(), in, o)
 			switch {
 			case errors.Is(err, errdefs.ErrAlreadyExists), errors.Is(err, client.ErrNameless):
 				return fmt.Errorf("import %s: %w; --name NAME says what to call the image", args[0], err)
@@ -89,30 +96,13 @@ An archive that is damaged in any way changes nothing.`,
 	return c
 }
 
-func (n *node) importImages(c *cobra.Command, in io.Reader, o client.ImportOptions, unpack bool) ([]image.Image, error) {
-	ctx := c.Context()
-	images, err := n.in().Import(ctx, in, o)
-	if err != nil || !unpack {
-		return images, err
-	}
+// snapshotter returns the namespace's.
+func (n *node) snapshotter(ctx context.Context) (string, error) {
 	info, err := n.client.Namespaces.Get(ctx, n.namespace)
-	if err != nil {
-		return images, err
+	if s := info.Labels[namespace.LabelSnapshotter]; s != "" {
+		return s, err
 	}
-	snapshotter := info.Labels[namespace.LabelSnapshotter]
-	if snapshotter == "" {
-		snapshotter = client.SnapshotterDefault
-	}
-	for _, i := range images {
-		r, err := n.in().Resolve(ctx, i.Target)
-		if err != nil {
-			return images, err
-		}
-		if _, err := n.in().Unpack(ctx, r, snapshotter); err != nil {
-			return images, fmt.Errorf("unpack %s: %w", i.Name, err)
-		}
-	}
-	return images, nil
+	return client.SnapshotterDefault, err
 }
 
 func imageLs(n *node) *cobra.Command {
