@@ -2,12 +2,9 @@ package contentd
 
 import (
 	"context"
-	"encoding"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"os"
 	"sync"
 	"time"
@@ -16,7 +13,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/content"
-	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
 )
 
@@ -80,123 +76,6 @@ func (w *writer) borrow(size int64) {
 		Ref: w.options.Ref, Offset: size, Total: size, Expected: w.options.Expected,
 		StartedAt: w.since, UpdatedAt: w.since,
 	}
-}
-
-// openIngest finds the ingest of the ref, or makes one: always, if over is set.
-func (w *writer) openIngest(over bool) error {
-	key := ingestKey(w.c.scope.Name, w.options.Ref)
-	var rec ingest
-	old := ""
-	if err := w.c.db.Update(w.ctx, func(tx *kv.Tx) (err error) {
-		rec, err = getIngest(tx, key)
-		if err != nil && !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errdefs.ErrDataLoss) {
-			return err
-		}
-		if err != nil || over || rec.differs(w.options) {
-			old = rec.File
-			rec = ingest{File: newFile(), Started: w.since, Updated: w.since}
-		}
-		if w.options.Total != 0 {
-			rec.Total = w.options.Total
-		}
-		if w.options.Expected != "" {
-			rec.Expected = w.options.Expected
-		}
-		rec.Expires = w.c.now().Add(w.c.cfg.ingestAge())
-		return errors.Join(tx.PutJSON(key, rec), w.c.join(tx, w.lease, ingestOf(w.options.Ref)))
-	}); err != nil {
-		return err
-	}
-	w.c.removeIngest(old)
-	return w.orClose(w.openFile(rec))
-}
-
-// orClose closes the file if err is one.
-func (w *writer) orClose(err error) error {
-	if err != nil && w.file != nil {
-		err = errors.Join(err, w.file.Close())
-		w.file = nil
-	}
-	return err
-}
-
-func (r ingest) differs(o content.WriterOptions) bool {
-	return r.Total != 0 && o.Total != 0 && r.Total != o.Total ||
-		r.Expected != "" && o.Expected != "" && r.Expected != o.Expected
-}
-
-// openFile opens the file of an ingest and brings the hash to its end.
-func (w *writer) openFile(rec ingest) (err error) {
-	w.name = rec.File
-	path := w.c.ingestPath(rec.File)
-	if w.file, err = w.c.disk.Reopen(path); errors.Is(err, fs.ErrNotExist) {
-		w.fresh = true
-		w.file, err = w.c.disk.Create(path)
-	}
-	if err != nil {
-		return kind(err)
-	}
-	fi, err := w.file.Stat()
-	if err != nil {
-		return err
-	}
-	w.algorithm = digest.Canonical
-	if w.options.Expected != "" {
-		w.algorithm = w.options.Expected.Algorithm()
-	}
-	if rec.Saved != nil && rec.Saved.Offset > fi.Size() {
-		// It is of bytes that are gone.
-		rec.Saved = nil
-		if err := w.save(w.ctx, nil); err != nil {
-			return err
-		}
-	}
-	// What no hash was saved of may be in memory only, since a writer that was
-	// killed.
-	w.dirty = fi.Size() > 0 && (rec.Saved == nil || rec.Saved.Offset != fi.Size())
-	w.fresh = w.fresh || w.dirty
-	from := int64(0)
-	w.hash, from = restore(rec.Saved, w.algorithm)
-	if err := hashOn(w.ctx, w.hash, w.file, from, fi.Size()); err != nil {
-		return err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.status = content.Status{
-		Ref: w.options.Ref, Offset: fi.Size(), Total: rec.Total, Expected: rec.Expected,
-		StartedAt: rec.Started, UpdatedAt: rec.Updated,
-	}
-	if w.dirty {
-		w.status.UpdatedAt = fi.ModTime().UTC()
-	}
-	return nil
-}
-
-// restore returns a hash as it was saved, and of how many bytes it is.
-func restore(s *saved, a digest.Algorithm) (hash.Hash, int64) {
-	h := content.NewHash(a)
-	if s == nil || s.Algorithm != a || s.Offset < 0 {
-		return h, 0
-	}
-	if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(s.State); err != nil {
-		return content.NewHash(a), 0
-	}
-	return h, s.Offset
-}
-
-// hashOn adds the bytes from from to size.
-func hashOn(ctx context.Context, h hash.Hash, r io.ReaderAt, from, size int64) error {
-	for part := make([]byte, min(max(size-from, 0), 1<<20)); from < size; from += int64(len(part)) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		part = part[:min(size-from, int64(len(part)))]
-		if _, err := r.ReadAt(part, from); err != nil {
-			return err
-		}
-		h.Write(part)
-	}
-	return nil
 }
 
 // usable says why the writer is not, if it is not, and whether it borrows.
@@ -350,7 +229,7 @@ func (w *writer) Truncate(ctx context.Context, size int64) error {
 	}
 	// The order is the promise: a hash that is saved is of bytes that are
 	// there. See "What survives a crash".
-	if err := w.save(ctx, nil); err != nil {
+	if err := w.unsave(ctx); err != nil {
 		return err
 	}
 	if err := w.file.Truncate(0); err != nil {
@@ -374,116 +253,6 @@ func (w *writer) Close() error {
 	w.sum = w.Digest()
 	defer w.release()
 	return w.keep()
-}
-
-// saveTime is how long the end of a writer waits for the database, whatever
-// became of the caller.
-const saveTime = 30 * time.Second
-
-// keep makes what was written durable, to be resumed.
-func (w *writer) keep() error {
-	defer w.closeFile()
-	if w.file == nil || w.isAborted() || !w.dirty && !w.fresh {
-		return nil
-	}
-	if err := w.sync(); err != nil {
-		return err
-	}
-	if w.fresh {
-		if err := w.c.disk.SyncDir(w.c.ingests()); err != nil {
-			return kind(err)
-		}
-		w.fresh = false
-	}
-	w.saveHash()
-	return nil
-}
-
-// sync makes the bytes of the file durable. After a failure the kernel may have
-// dropped some, and still show them until the next start: the ingest is over.
-func (w *writer) sync() error {
-	if !w.dirty {
-		return nil
-	}
-	if err := w.file.Sync(); err != nil {
-		return w.discard(err)
-	}
-	w.dirty = false
-	return nil
-}
-
-// discard ends an ingest whose file cannot be trusted, for the reason of err.
-func (w *writer) discard(err error) error {
-	w.c.log.Error("an ingest is discarded", "ref", w.options.Ref, "err", err)
-	w.abort()
-	w.c.removeIngest(w.name)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), saveTime)
-	defer cancel()
-	if e := w.c.db.Release(ctx, func(tx *kv.Tx) error {
-		rec, err := w.record(tx)
-		if err == nil && rec != nil {
-			_, _, err = w.c.forget(tx, w.options.Ref)
-		}
-		return err
-	}); e != nil {
-		err = errors.Join(err, e)
-	}
-	return kind(err)
-}
-
-// closeFile closes the file, of which all that matters is synced.
-func (w *writer) closeFile() {
-	if w.file == nil {
-		return
-	}
-	if err := w.file.Close(); err != nil {
-		w.c.log.Warn("the file of an ingest was not closed well", "ref", w.options.Ref, "err", err)
-	}
-	w.file = nil
-}
-
-// saveHash saves the hash of what was synced. Without it the next resume takes
-// longer, and no more.
-func (w *writer) saveHash() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), saveTime)
-	defer cancel()
-	state, err := w.hash.(encoding.BinaryMarshaler).MarshalBinary()
-	if err == nil {
-		err = w.save(ctx, &saved{Offset: w.status.Offset, Algorithm: w.algorithm, State: state})
-	}
-	if err != nil {
-		w.c.log.Warn("the hash of an ingest was not saved", "ref", w.options.Ref, "err", err)
-	}
-}
-
-// save puts a hash into the record of the ingest, if it still is this one.
-func (w *writer) save(ctx context.Context, s *saved) error {
-	key := ingestKey(w.c.scope.Name, w.options.Ref)
-	return w.c.db.Update(ctx, func(tx *kv.Tx) error {
-		rec, err := w.record(tx)
-		if err != nil || rec == nil {
-			return err
-		}
-		if rec.Saved = s; s != nil {
-			rec.Updated = w.status.UpdatedAt
-		}
-		rec.Expires = w.c.now().Add(w.c.cfg.ingestAge())
-		return tx.PutJSON(key, rec)
-	})
-}
-
-// record returns the record of this writer's ingest, or nil if it was aborted.
-func (w *writer) record(tx *kv.Tx) (*ingest, error) {
-	rec, err := getIngest(tx, ingestKey(w.c.scope.Name, w.options.Ref))
-	switch {
-	case errors.Is(err, errdefs.ErrNotFound):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	case rec.File != w.name:
-		return nil, nil
-	}
-	return &rec, nil
 }
 
 // release lets go of the ref.

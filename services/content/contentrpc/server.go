@@ -200,7 +200,7 @@ func (s *server) Abort(ctx context.Context, req *api.AbortRequest) (*emptypb.Emp
 
 // Write holds the ref for as long as the stream lives. A stream that is closed
 // or breaks off without a commit leaves the ingest to be resumed.
-func (s *server) Write(stream api.Content_WriteServer) error {
+func (s *server) Write(stream api.Content_WriteServer) (err error) {
 	store, err := s.store(stream.Context())
 	if err != nil {
 		return err
@@ -220,7 +220,12 @@ func (s *server) Write(stream api.Content_WriteServer) error {
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer func() {
+		// A client that leaves an ingest is told if it is not kept.
+		if e := w.Close(); err == nil {
+			err = e
+		}
+	}()
 	in := &writing{store: store, w: w}
 	for {
 		if err := in.answer(stream.Context(), req); err != nil {
