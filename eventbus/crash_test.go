@@ -64,6 +64,7 @@ func TestKillLosesNoEvent(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	acked := make([]int, 4)
+	some := make(chan struct{}, 1) // something was acknowledged
 	var publishers sync.WaitGroup
 	for p := range acked {
 		c := dial(t, socket)
@@ -74,13 +75,22 @@ func TestKillLosesNoEvent(t *testing.T) {
 				if c.Publish(ctx, e) == nil {
 					acked[p] = n
 					n++
+					select {
+					case some <- struct{}{}:
+					default:
+					}
 				}
 			}
 		})
 	}
 	for range 8 {
 		bus := child(t, "TestServeUntilKilled", childRoot+"="+cfg.Root, childSocket+"="+socket)
-		<-time.After(time.Duration(200+random.IntN(400)) * time.Millisecond)
+		select {
+		case <-some:
+		case <-time.After(30 * time.Second):
+			t.Error("nothing is acknowledged within 30 s")
+		}
+		<-time.After(time.Duration(random.IntN(300)) * time.Millisecond)
 		if err := bus.Process.Kill(); err != nil {
 			t.Error(err)
 		}
@@ -112,9 +122,6 @@ func TestKillLosesNoEvent(t *testing.T) {
 			t.Errorf("publisher %d: %d events were acknowledged, %d are told", p, acked[p], told[p])
 		}
 		total += acked[p]
-	}
-	if total == 0 {
-		t.Error("nothing was published")
 	}
 	t.Logf("%d events acknowledged", total)
 }

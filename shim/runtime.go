@@ -118,22 +118,27 @@ func (r *ociRuntime) letGo(id string, dead <-chan struct{}) bool {
 		return false
 	}
 	f.SetReadDeadline(time.Now().Add(letGoTime))
-	read := make(chan struct{})
-	defer close(read)
+	done := make(chan struct{})
+	defer close(done)
 	go func() {
 		select {
 		case <-dead:
 			f.SetReadDeadline(time.Unix(1, 0))
-		case <-read:
+		case <-done:
 		}
 	}()
 	n := 0
-	err = c.Read(func(fd uintptr) bool {
+	read1 := func(fd uintptr) bool {
 		// The end of the file says that the process has not opened it yet.
 		n, _ = unix.Read(int(fd), make([]byte, 1))
 		return n > 0
-	})
-	return err == nil && os.Remove(path) == nil
+	}
+	if c.Read(read1) != nil {
+		// A process that was let go may be dead before we know that it was:
+		// its byte is still there.
+		_ = c.Control(func(fd uintptr) { read1(fd) })
+	}
+	return n > 0 && os.Remove(path) == nil
 }
 
 // exec adds a process to a container and starts it. The socket of a terminal
