@@ -284,16 +284,27 @@ func (s *Store) askToEnd(ctx context.Context, l *live, a task.ShimAddress, shims
 	told := false
 	for pause := range pauses() {
 		told = s.emptyShim(ctx, l, a) == nil || told
-		ended := true
-		for _, p := range shims {
-			c, err := s.run.watch(p)
-			ended = ended && (errors.Is(err, errdefs.ErrNotFound) || err == nil && within(ctx, c, pause))
-		}
-		if ended || ctx.Err() != nil {
+		ended, err := s.allEnded(ctx, shims, pause)
+		if ended || err != nil || ctx.Err() != nil {
 			return told && ended
 		}
 	}
 	return false
+}
+
+// allEnded reports whether processes end, each within limit.
+func (s *Store) allEnded(ctx context.Context, all []process, limit time.Duration) (bool, error) {
+	for _, p := range all {
+		c, err := s.run.watch(p)
+		switch {
+		case errors.Is(err, errdefs.ErrNotFound):
+		case err != nil:
+			return false, err
+		case !within(ctx, c, limit):
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // emptyShim asks a shim to remove its task and to end.

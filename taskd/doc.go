@@ -64,9 +64,10 @@
 // # Limits
 //
 // A shim has 2 s to say its state, 5 s to be found, 30 s to start, 2 min to
-// create and 1 min for every other call but Wait. 4 delete commands run at once
-// and 64 shims are asked at once by a list. 256 results of deletions are kept
-// for callers who had left. Per task there are two goroutines, one connection
+// create and 1 min for every other call but Wait. 8 questions for its
+// state are before it at once. 4 delete commands run at once and 64 shims are
+// asked at once by a list. 256 results of deletions are kept for callers who had
+// left. Per task there are two goroutines, one connection
 // and one FIFO, of which lines are logged up to 4 KiB; per shim one pidfd.
 //
 // # Events

@@ -485,7 +485,7 @@ func (o *opened) status(t *testing.T, id string) task.Status {
 }
 
 // eventually polls until what holds.
-func eventually(t *testing.T, what string, holds func() error) {
+func eventually(t testing.TB, what string, holds func() error) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for {

@@ -19,6 +19,10 @@ type live struct {
 
 	tended bool // somebody looks after it; guarded by Store.mu
 
+	// asking has a place for each call that asks for a state. A shim that
+	// does not answer has stateMax of them, however many want to know.
+	asking chan struct{}
+
 	// The calls that are made once for all who ask at the same time.
 	waits   flights[waitKey, task.Exit]
 	stats   flights[struct{}, *typed.Value] // one
@@ -52,7 +56,7 @@ const (
 )
 
 func (s *Store) newLive(b bundle, r record) *live {
-	l := &live{bundle: b, rec: r, phase: seeking, changed: make(chan struct{})}
+	l := &live{bundle: b, rec: r, phase: seeking, changed: make(chan struct{}), asking: make(chan struct{}, stateMax)}
 	l.ctx, l.over = context.WithCancel(s.ctx)
 	return l
 }

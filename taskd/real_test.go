@@ -47,26 +47,30 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// programs builds our shim and the program that containers run, once.
-var programs = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "taskd")
-	if err != nil {
-		return "", err
-	}
+// build builds our shim and the program that containers run, for one test.
+func build(t testing.TB) string {
+	t.Helper()
+	needRoot(t)
+	dir := t.TempDir()
 	for out, pkg := range map[string]string{OwnShim: "../cmd/" + OwnShim, "rootfs/bin/prog": "./testdata/prog"} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, out), pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if b, err := cmd.CombinedOutput(); err != nil {
-			return dir, fmt.Errorf("build %s: %w\n%s", pkg, err, b)
+			t.Fatalf("build %s: %v\n%s", pkg, err, b)
 		}
 	}
 	for _, name := range []string{"true", "false", "exit", "sleep", "ignore", "echo", "cat"} {
 		if err := os.Symlink("prog", filepath.Join(dir, "rootfs/bin", name)); err != nil {
-			return dir, err
+			t.Fatal(err)
 		}
 	}
-	return dir, errors.Join(os.Mkdir(filepath.Join(dir, "rootfs/proc"), 0o755), os.Mkdir(filepath.Join(dir, "rootfs/dev"), 0o755))
-})
+	for _, name := range []string{"proc", "dev"} {
+		if err := os.Mkdir(filepath.Join(dir, "rootfs", name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
 
 // A real is a place with real shims and containers.
 type real struct {
@@ -78,15 +82,10 @@ type real struct {
 	rootfs string
 }
 
-// newReal makes one. Whatever is left when the test ends fails it.
-func newReal(t testing.TB) *real {
+// newReal makes one, of what was built. Whatever is left when the test ends
+// fails it.
+func newReal(t testing.TB, built string) *real {
 	t.Helper()
-	needRoot(t)
-	built, err := programs()
-	if err != nil {
-		os.RemoveAll(built)
-		t.Fatal(err)
-	}
 	dir, err := os.MkdirTemp("", "taskd") // short enough for sockets
 	if err != nil {
 		t.Fatal(err)
@@ -321,9 +320,9 @@ func (r *real) node(s *Store) tasktest.Node {
 }
 
 func TestTasksWithOurShim(t *testing.T) {
-	needRoot(t)
+	built := build(t)
 	tasktest.Run(t, func(t *testing.T) tasktest.Node {
-		r := newReal(t)
+		r := newReal(t, built)
 		return r.node(r.open())
 	})
 }
@@ -335,7 +334,7 @@ func TestContainerdsShim(t *testing.T) {
 	if _, err := exec.LookPath("containerd-shim-runc-v2"); err != nil {
 		t.Skip("needs containerd-shim-runc-v2 in $PATH")
 	}
-	r := newReal(t)
+	r := newReal(t, build(t))
 	r.cfg.Runtimes = nil
 	first, closeFirst := r.openNow()
 	n := r.node(first)
@@ -407,7 +406,7 @@ func (r *real) run(n tasktest.Node, id string, rootfs []mount.Mount, args ...str
 }
 
 func TestEndOfARealShimIsToldByTaskd(t *testing.T) {
-	r := newReal(t)
+	r := newReal(t, build(t))
 	s := r.open()
 	n := r.node(s)
 	r.run(n, "c1", nil, "sleep")
@@ -423,14 +422,14 @@ func TestEndOfARealShimIsToldByTaskd(t *testing.T) {
 	if err != nil || e.Status != 137 || e.Pid != pid {
 		t.Errorf("Wait: %+v, %v; want status 137 of pid %d", e, err, pid)
 	}
-	eventually2(t, "the container's process has ended", func() error {
+	eventually(t, "the container's process has ended", func() error {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err == nil && !bytes.Contains(b, []byte(") Z ")) { // whoever is its parent now may take his time
 			return fmt.Errorf("%s", b)
 		}
 		return nil
 	})
-	eventually2(t, "the end is told", func() error {
+	eventually(t, "the end is told", func() error {
 		if len(r.events.told("/tasks/exit")) == 0 || len(r.events.told("/tasks/delete")) == 0 {
 			return errors.New("not yet")
 		}
@@ -438,22 +437,8 @@ func TestEndOfARealShimIsToldByTaskd(t *testing.T) {
 	})
 }
 
-func eventually2(t testing.TB, what string, holds func() error) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; {
-		err := holds()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		<-time.After(5 * time.Millisecond)
-	}
-}
-
 func TestStoppedShimHoldsUpNobodyElse(t *testing.T) {
-	r := newReal(t)
+	r := newReal(t, build(t))
 	s := r.open()
 	n := r.node(s)
 	r.run(n, "stopped", nil, "sleep")
@@ -467,6 +452,13 @@ func TestStoppedShimHoldsUpNobodyElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.run.signal(shim, syscall.SIGCONT)
+	eventually(t, "it stops", func() error {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", shim.Pid))
+		if err == nil && !bytes.Contains(b, []byte(") T ")) {
+			err = fmt.Errorf("%s", b)
+		}
+		return err
+	})
 	tasks := n.Tasks.In(one)
 	var asking sync.WaitGroup
 	for range 50 {
@@ -489,7 +481,7 @@ func TestStoppedShimHoldsUpNobodyElse(t *testing.T) {
 	if err := s.run.signal(shim, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	eventually2(t, "it answers again", func() error {
+	eventually(t, "it answers again", func() error {
 		if p, err := tasks.Get(t.Context(), "stopped", ""); err != nil || p.Status != task.Running {
 			return fmt.Errorf("%+v, %v", p, err)
 		}
@@ -540,7 +532,7 @@ func TestRemovalNeverGoesIntoAMount(t *testing.T) {
 }
 
 func TestRootfsIsMountedAndLeft(t *testing.T) {
-	r := newReal(t)
+	r := newReal(t, build(t))
 	n := r.node(r.open())
 	n.Spec = func(args ...string) typed.Value {
 		v := r.spec(args...)
@@ -623,7 +615,7 @@ func (r *real) daemonProcess() (kill func()) {
 		}
 	})
 	r.Cleanup(killed)
-	eventually2(r, "the daemon serves", func() error {
+	eventually(r, "the daemon serves", func() error {
 		c, err := net.Dial("unix", socket)
 		if err == nil {
 			c.Close()
@@ -636,7 +628,7 @@ func (r *real) daemonProcess() (kill func()) {
 // TestRealTasksSurviveKill kills the daemon, as a process, while containers
 // run, while one ends, and in the middle of whatever clients are doing.
 func TestRealTasksSurviveKill(t *testing.T) {
-	r := newReal(t)
+	r := newReal(t, build(t))
 	kill := r.daemonProcess()
 	conn, err := rpc.Dial(filepath.Join(r.dir, "taskd.sock"))
 	if err != nil {

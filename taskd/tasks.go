@@ -32,8 +32,10 @@ const (
 	cleanTime    = 30 * time.Second
 )
 
-// askMax is how many shims are asked at once by a call that asks all.
-const askMax = 64
+const (
+	stateMax = 8  // questions to one shim at once
+	askMax   = 64 // shims that are asked at once by a call that asks all
+)
 
 type services struct{ s *Store }
 
@@ -88,7 +90,7 @@ func (s service) get(ctx context.Context, l *live, exec string) (task.Process, e
 			p.Status, p.Exit = task.Stopped, v.exit
 			return p, nil
 		}
-		got, err := v.shim.Get(short, l.id, exec)
+		got, err := l.state(short, v.shim, exec)
 		switch {
 		case err == nil || errors.Is(err, errdefs.ErrNotFound):
 			return got, err
@@ -100,6 +102,18 @@ func (s service) get(ctx context.Context, l *live, exec string) (task.Process, e
 			s.log.Warn("a shim cannot say what a process does", "namespace", l.namespace, "task", l.id, "exec", exec, "err", err)
 		}
 		return p, nil
+	}
+}
+
+// state asks a shim what a process does. The answer is never shared: it may not
+// be older than the question.
+func (l *live) state(ctx context.Context, shim task.Shim, exec string) (task.Process, error) {
+	select {
+	case l.asking <- struct{}{}:
+		defer func() { <-l.asking }()
+		return shim.Get(ctx, l.id, exec)
+	case <-ctx.Done():
+		return task.Process{}, ctx.Err()
 	}
 }
 

@@ -33,7 +33,7 @@ type Programs map[string]Program
 //
 //	true, false      exit 0, exit 1
 //	exit N           exit N
-//	sleep            until SIGTERM or SIGINT, then 128 + signal
+//	sleep            prints "ready", then until SIGTERM or SIGINT, then 128 + signal
 //	ignore           until it is killed
 //	echo words…      prints them
 //	cat              copies standard input to standard output
@@ -61,6 +61,7 @@ func exit(_ context.Context, p Running) uint32 {
 }
 
 func sleep(ctx context.Context, p Running) uint32 {
+	fmt.Fprintln(p.Stdout, "ready")
 	for {
 		select {
 		case <-ctx.Done():

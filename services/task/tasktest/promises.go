@@ -3,7 +3,6 @@ package tasktest
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -284,7 +283,8 @@ func deleteRunning(n *node) {
 	_, err := n.Delete(n.Context(), "c1")
 	n.wantKind("Delete", err, errdefs.ErrFailedPrecondition)
 	n.wantStatus("c1", "", task.Running)
-	n.terminated("c1")
+	n.must("Kill", n.Kill(n.Context(), "c1", "", sigkill, false))
+	n.waited("c1", "")
 	_, err = n.Delete(n.Context(), "c1")
 	n.must("Delete of the stopped", err)
 }
@@ -454,31 +454,22 @@ func killAll(n *node) {
 	}
 }
 
+// A first process is deaf to the signals that it has not said it wants, so that
+// it has to say when it listens.
 func killTerm(n *node) {
-	n.started("c1", "sleep")
-	if e := n.terminated("c1"); e.Status != 128+sigterm {
+	out, f := fifo(n, "out")
+	n.container(one, "c1", "sleep")
+	_, err := n.Create(n.Context(), task.CreateRequest{ContainerID: "c1", Rootfs: n.Rootfs, IO: task.IO{Stdout: out}})
+	n.must("Create", err)
+	_, err = n.Start(n.Context(), "c1", "")
+	n.must("Start", err)
+	if line, err := bufio.NewReader(f).ReadString('\n'); err != nil || line != "ready\n" {
+		n.Errorf("output: %q, %v", line, err)
+	}
+	n.must("Kill", n.Kill(n.Context(), "c1", "", sigterm, false))
+	if e := n.waited("c1", ""); e.Status != 128+sigterm {
 		n.Errorf("Wait: %+v, want status %d", e, 128+sigterm)
 	}
-}
-
-// terminated sends SIGTERM until the task ends: a first process is deaf to it
-// until it has said that it listens.
-func (n *node) terminated(id string) task.Exit {
-	n.Helper()
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		err := n.Kill(n.Context(), id, "", sigterm, false)
-		if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
-			n.Fatalf("Kill(%s): %v", id, err)
-		}
-		ctx, cancel := context.WithTimeout(n.Context(), 20*time.Millisecond)
-		e, err := n.Wait(ctx, id, "")
-		cancel()
-		if err == nil {
-			return e
-		}
-	}
-	n.Fatalf("%s does not obey SIGTERM", id)
-	return task.Exit{}
 }
 
 func pause(n *node) {

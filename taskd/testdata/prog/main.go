@@ -28,6 +28,7 @@ func main() {
 	case "sleep":
 		signals := make(chan os.Signal, 1)
 		signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+		fmt.Println("ready")
 		os.Exit(128 + int((<-signals).(syscall.Signal)))
 	case "ignore":
 		signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
