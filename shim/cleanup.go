@@ -32,7 +32,7 @@ func Cleanup(ctx context.Context, cfg Config, log *slog.Logger) (task.Exit, erro
 	exit := recordedExit(cfg.Bundle, first != nil)
 
 	var errs []error
-	r, err := newRuntime(cfg.Namespace, state.Options, newReaper())
+	r, err := newRuntime(cfg, state.Options, newReaper())
 	switch {
 	case err != nil:
 		// Without it nothing can have been made, or nothing can be done.

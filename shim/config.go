@@ -13,6 +13,10 @@ type Config struct {
 	Namespace string
 	ID        string // of the shim, which is its first task's
 	Bundle    string // of the shim; its own records go there
+
+	// RuntimeRoot is where the OCI runtime keeps its state, per namespace
+	// below it, for a request whose options name no place.
+	RuntimeRoot string
 }
 
 // Check reports every mistake in c at once.
@@ -26,6 +30,9 @@ func (c Config) Check() error {
 	}
 	if !filepath.IsAbs(c.Bundle) {
 		errs = append(errs, errors.New("bundle: want an absolute path"))
+	}
+	if !filepath.IsAbs(c.RuntimeRoot) {
+		errs = append(errs, errors.New("runtime root: want an absolute path"))
 	}
 	return errors.Join(errs...)
 }

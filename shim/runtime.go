@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,7 +23,6 @@ import (
 
 const (
 	defaultBinary = "runc"
-	defaultRoot   = "/run/containerd/runc" // containerd's, so that "runc --root … list" finds all containers of a node
 
 	callTime = 5 * time.Minute  // for a call that nobody waits for any more; hooks take what they take
 	undoTime = 30 * time.Second // for each step of cleaning up
@@ -39,7 +39,7 @@ type ociRuntime struct {
 }
 
 // newRuntime finds the program.
-func newRuntime(ns string, o runner.Options, reaper *reaper) (*ociRuntime, error) {
+func newRuntime(cfg Config, o runner.Options, reaper *reaper) (*ociRuntime, error) {
 	name := o.Binary
 	if name == "" {
 		name = defaultBinary
@@ -48,15 +48,7 @@ func newRuntime(ns string, o runner.Options, reaper *reaper) (*ociRuntime, error
 	if err != nil {
 		return nil, fmt.Errorf("the OCI runtime %q cannot be run (%v): install runc, or name another runtime's binary: %w", name, errors.Unwrap(err), errdefs.ErrInvalidArgument)
 	}
-	return &ociRuntime{options: o, binary: path, root: runtimeRoot(ns, o), reaper: reaper}, nil
-}
-
-func runtimeRoot(ns string, o runner.Options) string {
-	root := o.Root
-	if root == "" {
-		root = defaultRoot
-	}
-	return filepath.Join(root, ns)
+	return &ociRuntime{options: o, binary: path, root: filepath.Join(cmp.Or(o.Root, cfg.RuntimeRoot), cfg.Namespace), reaper: reaper}, nil
 }
 
 // knows reports whether the runtime may have a container of that id.
@@ -246,7 +238,7 @@ func lastError(log string) string {
 // Features returns what the OCI runtime says it can do, in JSON, or nil if it
 // does not say: older ones do not.
 func Features(ctx context.Context, o runner.Options) ([]byte, error) {
-	r, err := newRuntime("", o, newReaper())
+	r, err := newRuntime(Config{}, o, newReaper())
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,7 @@ func TestConfigReportsEveryMistake(t *testing.T) {
 }
 
 func TestWithoutATaskEverythingIsNotFound(t *testing.T) {
-	s, err := Open(Config{Namespace: "n", ID: "a", Bundle: t.TempDir()}, Needs{Log: quiet()})
+	s, err := Open(Config{Namespace: "n", ID: "a", Bundle: t.TempDir(), RuntimeRoot: "/r"}, Needs{Log: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func (c *container) create(ctx context.Context, r runner.CreateRequest) (_ *proc
 		return nil, err
 	}
 	c.hooks = len(spec.Hooks.Poststart) > 0
-	c.runtime, err = newRuntime(s.cfg.Namespace, r.Options, s.reaper)
+	c.runtime, err = newRuntime(s.cfg, r.Options, s.reaper)
 	if err != nil {
 		return nil, err
 	}

@@ -5,8 +5,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"path/filepath"
+	"strings"
 
 	"github.com/gantryd/gantry/services/ident"
+	"github.com/gantryd/gantry/shim"
 )
 
 // The actions of a shim's executable.
@@ -25,6 +28,17 @@ type argv struct {
 	version, info bool
 	listener      int // descriptor of a socket that listens already; 0 is none
 	action        string
+}
+
+// config is what the command line says to the engine. The OCI runtime's state is
+// beside the public socket, so that two suites on a node do not meet in it; for
+// containerd's own socket that is containerd's own place.
+func (a argv) config(bundle string) shim.Config {
+	root := "/run/containerd/runc"
+	if path := strings.TrimPrefix(a.address, "unix://"); filepath.IsAbs(path) {
+		root = filepath.Join(filepath.Dir(path), "runc")
+	}
+	return shim.Config{Namespace: a.namespace, ID: a.id, Bundle: bundle, RuntimeRoot: root}
 }
 
 // parseArgv reads a command line. The flags that containerd gives to every shim

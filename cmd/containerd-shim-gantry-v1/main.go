@@ -95,7 +95,7 @@ func remove(a argv) error {
 	ctx, cancel := context.WithTimeout(context.Background(), deleteTime)
 	defer cancel()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	exit, err := shim.Cleanup(ctx, shim.Config{Namespace: a.namespace, ID: a.id, Bundle: bundle}, log)
+	exit, err := shim.Cleanup(ctx, a.config(bundle), log)
 	if err != nil {
 		return err
 	}

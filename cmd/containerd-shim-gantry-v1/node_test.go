@@ -203,7 +203,7 @@ func (n *node) task(id string, args ...string) *testTask {
 	k := &testTask{
 		node: n, id: id,
 		bundle:  filepath.Join(n.dir, "bundle", id),
-		options: &runcoptions.Options{Root: filepath.Join(n.dir, "runc")},
+		options: &runcoptions.Options{Root: filepath.Join(n.dir, "chosen")},
 		spec: &specs.Spec{
 			Version: "1.0.2",
 			Root:    &specs.Root{Path: "rootfs"},

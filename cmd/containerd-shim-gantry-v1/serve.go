@@ -143,7 +143,7 @@ func serve(a argv) error {
 		defer f.Close()
 		needs.Events = f
 	}
-	sh, err := shim.Open(shim.Config{Namespace: a.namespace, ID: a.id, Bundle: bundle}, needs)
+	sh, err := shim.Open(a.config(bundle), needs)
 	if err != nil {
 		return err
 	}

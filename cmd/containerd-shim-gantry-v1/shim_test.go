@@ -1046,7 +1046,7 @@ func startForms(n *node) {
 		if err != nil {
 			n.Fatalf("create: %v", err)
 		}
-		if _, err := os.Stat(filepath.Join(n.dir, "runc", namespace, k.id)); (err == nil) != (form != "nothing") {
+		if _, err := os.Stat(filepath.Join(n.dir, "chosen", namespace, k.id)); (err == nil) != (form != "nothing") {
 			n.Errorf("start with %s: the options did not reach runc: %v", form, err)
 		}
 		k.mustStart("")
