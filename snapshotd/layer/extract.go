@@ -22,7 +22,7 @@ const (
 
 	// holesMax is how much longer than the stream its sparse files may be, in
 	// bytes in all: nothing else makes much work of few bytes.
-	holesMax = 64 << 30
+	holesMax = 16 << 30
 
 	// The free disk is looked at when so much was written, or so many entries.
 	spaceBytes   = 16 << 20

@@ -315,20 +315,17 @@ func sizes() []Hostile {
 	}
 }
 
-// zeros is an archive of one file of n zeros, compressed.
+// zeros is an archive of one file of n zeros, compressed: a member for each
+// mebibyte, all but the first and the last the same.
 func zeros(n int64) []byte {
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	w := tar.NewWriter(z)
-	must(w.WriteHeader(&tar.Header{Name: "zeros", Typeflag: tar.TypeReg, Mode: 0o644, Size: n}))
-	block := make([]byte, 1<<20)
-	for ; n > 0; n -= int64(len(block)) {
-		_, err := w.Write(block)
-		must(err)
+	const mebibyte = 1 << 20
+	head := rawHeader("zeros", tar.TypeReg, field{atSize, fmt.Sprintf("%011o\x00", n)})
+	member := Gzip(make([]byte, mebibyte))
+	out := Gzip(head)
+	for ; n > 0; n -= mebibyte {
+		out = append(out, member...)
 	}
-	must(w.Close())
-	must(z.Close())
-	return b.Bytes()
+	return append(out, Gzip(make([]byte, 2*blockSize))...)
 }
 
 func many(n int) []byte {
