@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+
+	"github.com/gantryd/gantry/snapshotd/layer"
 )
 
 // Config says where snapshots live and how hard the machine is used.
@@ -23,6 +25,9 @@ func Default() Config {
 // 255 for a directory of an overlay.
 const rootMax = 180
 
+// freeMinLeast is what the database needs to go on, in MiB.
+const freeMinLeast = 64
+
 // Check reports every mistake in c at once.
 func (c Config) Check() error {
 	var errs []error
@@ -38,10 +43,12 @@ func (c Config) Check() error {
 	if c.Applies < 1 || c.Applies > 1000 {
 		errs = append(errs, fmt.Errorf("applies: %d is not from 1 to 1000", c.Applies))
 	}
-	if c.FreeMinMiB < 0 || c.FreeMinMiB > 1<<30 {
-		errs = append(errs, fmt.Errorf("free_min_mib: %d is not from 0 to %d", c.FreeMinMiB, 1<<30))
+	if c.FreeMinMiB < freeMinLeast || c.FreeMinMiB > 1<<30 {
+		errs = append(errs, fmt.Errorf("free_min_mib: %d is not from %d to %d", c.FreeMinMiB, freeMinLeast, 1<<30))
 	}
 	return errors.Join(errs...)
 }
 
-func (c Config) freeMin() int64 { return c.FreeMinMiB << 20 }
+// freeMin is at how many bytes of free disk a layer stops, so that what is to
+// be left alone is, when all of them reach it at once.
+func (c Config) freeMin() int64 { return c.FreeMinMiB<<20 + int64(c.Applies)*layer.Overshoot }

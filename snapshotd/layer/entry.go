@@ -197,7 +197,7 @@ func (x *extractor) write(fd int, size int64, body io.Reader) error {
 			}
 			b, at = b[m:], at+int64(m)
 		}
-		if x.written >= spaceBytes {
+		if x.written >= Overshoot {
 			if err := x.space(); err != nil {
 				return err
 			}

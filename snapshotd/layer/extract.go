@@ -24,10 +24,13 @@ const (
 	// bytes in all: nothing else makes much work of few bytes.
 	holesMax = 16 << 30
 
-	// The free disk is looked at when so much was written, or so many entries.
-	spaceBytes   = 16 << 20
+	// spaceEntries is after how many entries the free disk is looked at.
 	spaceEntries = 1024
 )
+
+// Overshoot is by how much a layer may miss [Target].FreeMin: the free disk is
+// looked at when so many bytes were written.
+const Overshoot = 4 << 20
 
 // An extractor turns a stream into files.
 type extractor struct {
@@ -164,7 +167,7 @@ func (x *extractor) archive(err error) error {
 
 // entry extracts one entry.
 func (x *extractor) entry(hdr *tar.Header, body io.Reader) error {
-	if x.written >= spaceBytes || x.entries-x.looked >= spaceEntries {
+	if x.written >= Overshoot || x.entries-x.looked >= spaceEntries {
 		if err := x.space(); err != nil {
 			return err
 		}
