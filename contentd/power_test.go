@@ -98,13 +98,6 @@ func (p *power) change(what string) error {
 	return errPower
 }
 
-// isCut says whether the power went.
-func (p *power) isCut() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.cutAt > 0 && p.changes >= p.cutAt
-}
-
 func (p *power) makeImage() {
 	names := p.durable
 	if p.keepNames {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -87,7 +88,7 @@ func (p *processes) argv(l launch, more ...string) []string {
 }
 
 func (p *processes) env(l launch) []string {
-	return append(p.environ[:len(p.environ):len(p.environ)],
+	return append(slices.Clip(p.environ),
 		"GOMAXPROCS=2",
 		"MAX_SHIM_VERSION=2",
 		"TTRPC_ADDRESS="+suite.ShimSocket(p.address),

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -93,7 +94,7 @@ func (f finder) find(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dirs := append(f.path[:len(f.path):len(f.path)], f.beside)
+	dirs := append(slices.Clip(f.path), f.beside)
 	if binary == OwnShim {
 		dirs = append([]string{f.beside}, f.path...)
 	}
