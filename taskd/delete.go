@@ -163,30 +163,6 @@ func (s *Store) leave(ctx context.Context, l *live, shim task.Shim) error {
 	return nil
 }
 
-// dump removes what is left of a bundle, unless its shim may still be there.
-func (s *Store) dump(trash string) {
-	if s.ctx.Err() != nil {
-		return // the next start does it
-	}
-	if err := s.disk.RemoveTree(trash); err != nil {
-		s.log.Warn("what is left of a bundle cannot be removed", "dir", trash, "err", err)
-	}
-}
-
-// dumpFound removes what a daemon before us has left of a bundle. Its task was
-// deleted; its shim may not have been told to end. It is told by a signal,
-// because another shim may listen at its address by now.
-func (s *Store) dumpFound(trash string) {
-	r, err := bundle{dir: trash}.load()
-	if err == nil && r.Shim != (process{}) && !s.shared(nil, r.Shim) {
-		if err := s.run.signal(r.Shim, syscall.SIGTERM); err != nil {
-			s.log.Warn("a shim without a task cannot be told to end", "pid", r.Shim.Pid, "err", err)
-		}
-		s.outlive(r.Shim)
-	}
-	s.dump(trash)
-}
-
 // dismiss ends a shim that has no task and returns when another may take its
 // place.
 func (s *Store) dismiss(l *live, shim task.Shim, a task.ShimAddress) {
@@ -205,6 +181,13 @@ func (s *Store) dismiss(l *live, shim task.Shim, a task.ShimAddress) {
 		if _, err := os.Lstat(socket); err != nil || within(ctx, ended, wait) {
 			return
 		}
+	}
+}
+
+// terminate asks a shim that may not listen any more to end when it can.
+func (s *Store) terminate(p process) {
+	if err := s.run.signal(p, syscall.SIGTERM); err != nil {
+		s.log.Warn("a shim without a task cannot be told to end", "pid", p.Pid, "err", err)
 	}
 }
 

@@ -21,7 +21,8 @@
 //	    bootstrap.json     where the shim listens
 //	    task.json          our record: how far the task has come, and which
 //	                       process its shim is
-//	    …                  what the shim keeps there
+//	    events.json        events that our own shim has not told yet
+//	    …                  what else the shim keeps there
 //	<state>/io.containerd.runtime.v2.task/<namespace>/.<id>-<instance>/
 //	                       a bundle on its way out
 //
@@ -48,6 +49,9 @@
 //     the task: its status is unknown, and its shim is tried again.
 //   - One that says "deleting" is of a deletion that was begun. It is completed.
 //
+// Events that our own shim could not tell before it ended stay in its bundle,
+// which stays, out of sight, until they are told in the shim's name.
+//
 // A task whose shim died can be waited for and deleted, and told its status,
 // until it is deleted, replaced, or its container goes.
 //
@@ -73,8 +77,9 @@
 // # Events
 //
 // /containers/create, update and delete in the transaction of the change;
-// /tasks/exit and /tasks/delete for tasks whose shim died. All other events of
-// tasks are told by the shims.
+// /tasks/exit and /tasks/delete for tasks whose shim died, after what the shim
+// had left to tell if the bus is there. All other events of tasks are told by
+// the shims.
 //
 // # Needs
 //

@@ -19,6 +19,7 @@ import (
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/task"
 	"github.com/gantryd/gantry/services/task/tasktest"
 )
@@ -341,15 +342,16 @@ func (s cutShim) Get(ctx context.Context, id, exec string) (task.Process, error)
 
 // A place is where a daemon keeps its things, and its world.
 type place struct {
-	cfg Config
-	w   *world
+	cfg     Config
+	w       *world
+	forward func(string) (runner.Publisher, func())
 }
 
 func newPlace(t *testing.T) place {
 	dir := t.TempDir()
 	cfg := Default()
 	cfg.Root, cfg.State = filepath.Join(dir, "root"), filepath.Join(dir, "state")
-	return place{cfg, newWorld()}
+	return place{cfg: cfg, w: newWorld()}
 }
 
 // A box is a bus that keeps what it is told.
@@ -410,7 +412,7 @@ func (p place) tryOpen(t *testing.T, c *cut) (*opened, error) {
 	if c.at > 0 {
 		log = quiet()
 	}
-	s, err := open(p.cfg, Needs{Events: o.events, Log: log}, cutDisk{c, realDisk{}}, fakeRuntime{p.w, c})
+	s, err := open(p.cfg, Needs{Events: o.events, Forward: p.forward, Log: log}, cutDisk{c, realDisk{}}, fakeRuntime{p.w, c})
 	if err != nil {
 		return nil, err
 	}

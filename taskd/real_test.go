@@ -29,9 +29,11 @@ import (
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/rpc"
+	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/suite"
 	"github.com/gantryd/gantry/services/task"
 	"github.com/gantryd/gantry/services/task/shimrpc"
+	"github.com/gantryd/gantry/services/task/shimserve"
 	"github.com/gantryd/gantry/services/task/taskrpc"
 	"github.com/gantryd/gantry/services/task/tasktest"
 	"github.com/gantryd/gantry/services/typed"
@@ -96,8 +98,12 @@ func newReal(t testing.TB, built string) *real {
 	r.cfg.Address = filepath.Join(dir, "gantry.sock")
 	r.cfg.ShimSockets = filepath.Join(dir, "s")
 	r.needs = Needs{
-		Shims:      shimrpc.Protocol{},
-		Events:     r.events,
+		Shims:  shimrpc.Protocol{},
+		Events: r.events,
+		Forward: func(ns string) (runner.Publisher, func()) {
+			f := shimserve.NewForwarder(suite.ShimSocket(r.cfg.Address), ns)
+			return f, f.Close
+		},
 		Executable: filepath.Join(built, "taskd"),
 		Environ:    os.Environ(),
 		Log:        quiet(),

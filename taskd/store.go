@@ -18,6 +18,7 @@ import (
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/outbox"
+	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/suite"
 	"github.com/gantryd/gantry/services/task"
 )
@@ -27,13 +28,14 @@ const schema = 1
 
 // A Store is the containers of a node and their tasks.
 type Store struct {
-	cfg    Config
-	log    *slog.Logger
-	db     *kv.DB
-	outbox *outbox.Box
-	events event.Publisher
-	disk   disk
-	run    runtime
+	cfg     Config
+	log     *slog.Logger
+	db      *kv.DB
+	outbox  *outbox.Box
+	events  event.Publisher
+	forward func(namespace string) (runner.Publisher, func())
+	disk    disk
+	run     runtime
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -55,8 +57,11 @@ type key struct{ namespace, id string }
 
 // Needs are what a Store uses of others.
 type Needs struct {
-	Shims      task.ShimProtocol
-	Events     event.Publisher
+	Shims  task.ShimProtocol
+	Events event.Publisher
+	// Forward tells events in the name of a shim of the namespace, until the
+	// function is called that it returns. Nil is for nobody.
+	Forward    func(namespace string) (runner.Publisher, func())
 	Executable string   // our own: shims are looked for beside it
 	Environ    []string // given to shims
 	Log        *slog.Logger
@@ -90,6 +95,7 @@ func open(cfg Config, needs Needs, d disk, run runtime) (*Store, error) {
 		db:       db,
 		outbox:   box,
 		events:   needs.Events,
+		forward:  needs.Forward,
 		disk:     d,
 		run:      run,
 		cleaning: make(chan struct{}, cleanMax),
@@ -186,7 +192,7 @@ func (s *Store) loadBundle(ns, id string) error {
 	r, err := b.load()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return s.discard(b, "unborn")
+		return s.setAside(b, "unborn")
 	case err != nil:
 		// Whether it runs is not known, so nothing is done to it.
 		s.log.Error("the record of a task cannot be read: left alone", "namespace", ns, "task", id, "err", err)
@@ -198,19 +204,28 @@ func (s *Store) loadBundle(ns, id string) error {
 	}
 	if old := s.tasks[l.key()]; old != nil && old.rec.Instance == r.Instance {
 		// Its death is recorded; only the bundle was left.
-		return s.discard(b, r.Instance)
+		return s.setAside(b, r.Instance)
 	}
 	s.tasks[l.key()] = l
 	return nil
 }
 
-// discard removes a bundle that has no shim.
+// setAside takes a bundle out of sight, for Recover to remove.
+func (s *Store) setAside(b bundle, instance string) error {
+	trash, err := b.remove(s.disk, instance)
+	s.trash = append(s.trash, trash)
+	return err
+}
+
+// discard removes a bundle that has no shim any more. It is out of sight at
+// once, and gone when what its shim has left to tell is told.
 func (s *Store) discard(b bundle, instance string) error {
 	trash, err := b.remove(s.disk, instance)
 	if err != nil {
 		return err
 	}
-	return s.disk.RemoveTree(trash)
+	s.wg.Go(func() { s.dump(trash) })
+	return nil
 }
 
 // settleBoot removes the bundles of another boot and returns the name of this

@@ -111,6 +111,9 @@ func (l *live) state(ctx context.Context, shim task.Shim, exec string) (task.Pro
 	select {
 	case l.asking <- struct{}{}:
 		defer func() { <-l.asking }()
+		if ctx.Err() != nil {
+			return task.Process{}, ctx.Err() // there is nobody to answer to
+		}
 		return shim.Get(ctx, l.id, exec)
 	case <-ctx.Done():
 		return task.Process{}, ctx.Err()

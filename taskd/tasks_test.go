@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/task"
 	"github.com/gantryd/gantry/services/task/tasktest"
 	"github.com/gantryd/gantry/services/typed"
@@ -368,4 +370,78 @@ func churn(ctx context.Context, p place, o *opened, id string, r *rand.Rand) {
 		s.Wait(ctx, id, "")
 		s.Delete(ctx, id)
 	}
+}
+
+// A refuser takes events when it is willing.
+type refuser struct {
+	mu      sync.Mutex
+	willing bool
+	got     []string
+}
+
+func (r *refuser) Publish(_ context.Context, e runner.Event) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.willing {
+		return errdefs.ErrUnavailable
+	}
+	r.got = append(r.got, string(e.Topic)+" "+e.ContainerID)
+	return nil
+}
+
+func TestEventsThatAShimLeftAreTold(t *testing.T) {
+	p := newPlace(t)
+	to := &refuser{}
+	p.forward = func(ns string) (runner.Publisher, func()) {
+		if ns != "one" {
+			t.Errorf("events of namespace %q", ns)
+		}
+		return to, func() {}
+	}
+	o := p.open(t, &cut{})
+	leave := func(id string) {
+		t.Helper()
+		left := `{"topic":"/tasks/exit","time":"2026-01-01T00:00:00Z","container_id":"` + id + `"}` + "\nnot JSON\n" +
+			`{"topic":"/tasks/delete","time":"2026-01-01T00:00:01Z","container_id":"` + id + `"}` + "\n"
+		if err := os.WriteFile(filepath.Join(p.bundleOf(id), eventsFile), []byte(left), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.run(t, "c1", "true")
+	o.run(t, "dies", "sleep")
+	leave("c1")
+	leave("dies")
+	o.tasksOne().Wait(t.Context(), "c1", "")
+	if _, err := o.tasksOne().Delete(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	p.w.shim(p.bundleOf("dies")).Die()
+	if _, err := o.tasksOne().Wait(t.Context(), "dies", ""); err != nil {
+		t.Fatal(err)
+	}
+	// The bus is away: nobody waits for it, and nothing is lost with us.
+	o.start(t, "c1")
+	o = p.restart(t, o)
+	if len(to.got) > 0 {
+		t.Errorf("told %q", to.got)
+	}
+	to.mu.Lock()
+	to.willing = true
+	to.mu.Unlock()
+	eventually(t, "they are told", func() error {
+		to.mu.Lock()
+		defer to.mu.Unlock()
+		got := slices.Sorted(slices.Values(to.got))
+		if s := strings.Join(got, ", "); s != "/tasks/delete c1, /tasks/delete dies, /tasks/exit c1, /tasks/exit dies" {
+			return errors.New(s)
+		}
+		return nil
+	})
+	if got := o.status(t, "c1"); got != task.Stopped {
+		t.Errorf("the task that came after: %s", got)
+	}
+	if _, err := o.tasksOne().Delete(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	p.empty(t)
 }

@@ -13,8 +13,10 @@ import (
 	"github.com/gantryd/gantry/services/event/eventnats"
 	"github.com/gantryd/gantry/services/namespace/namespacerpc"
 	"github.com/gantryd/gantry/services/rpc"
+	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/suite"
 	"github.com/gantryd/gantry/services/task/shimrpc"
+	"github.com/gantryd/gantry/services/task/shimserve"
 	"github.com/gantryd/gantry/services/task/taskrpc"
 	"github.com/gantryd/gantry/taskd"
 )
@@ -45,8 +47,12 @@ func taskdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	}
 	defer bus.Close()
 	store, err := taskd.Open(cfg.Config, taskd.Needs{
-		Shims:      shimrpc.Protocol{},
-		Events:     bus,
+		Shims:  shimrpc.Protocol{},
+		Events: bus,
+		Forward: func(ns string) (runner.Publisher, func()) {
+			f := shimserve.NewForwarder(suite.ShimSocket(cfg.Address), ns)
+			return f, f.Close
+		},
 		Executable: executable,
 		Environ:    os.Environ(),
 		Log:        log,
