@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/gantryd/gantry/services/mount/mountrpc"
 	"github.com/gantryd/gantry/services/task"
 	"github.com/gantryd/gantry/services/typed"
 )
@@ -155,7 +156,7 @@ func (c *client) Create(ctx context.Context, r task.ShimCreate) (uint32, error) 
 	err := c.callFirst(ctx, "Create", &api.CreateTaskRequest{
 		ID:         r.ID,
 		Bundle:     r.Bundle,
-		Rootfs:     toMounts(r.Rootfs),
+		Rootfs:     mountrpc.To(r.Rootfs),
 		Terminal:   r.IO.Terminal,
 		Stdin:      r.IO.Stdin,
 		Stdout:     r.IO.Stdout,

@@ -4,12 +4,10 @@ import (
 	"time"
 
 	api "github.com/containerd/containerd/api/runtime/task/v2"
-	"github.com/containerd/containerd/api/types"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/task"
 	"github.com/gantryd/gantry/services/typed"
 )
@@ -42,14 +40,6 @@ func fromStatus(s tasktypes.Status) task.Status {
 		return task.Pausing
 	}
 	return task.Unknown
-}
-
-func toMounts(all []mount.Mount) []*types.Mount {
-	var out []*types.Mount
-	for _, m := range all {
-		out = append(out, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
-	}
-	return out
 }
 
 func toAny(v *typed.Value) *anypb.Any {

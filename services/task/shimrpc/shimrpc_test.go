@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/mount/mountrpc"
 	"github.com/gantryd/gantry/services/task"
 	"github.com/gantryd/gantry/services/typed"
 )
@@ -144,7 +145,7 @@ func TestEveryCallCarriesItsFields(t *testing.T) {
 	}{
 		{"create", func(ctx context.Context, s task.Shim) (any, error) {
 			return s.Create(ctx, task.ShimCreate{ID: "c", Bundle: "/b", Rootfs: []mount.Mount{{Type: "overlay", Source: "s", Target: "t", Options: []string{"ro"}}}, IO: io, Checkpoint: "/cp", Options: &value})
-		}, "Create", &api.CreateTaskRequest{ID: "c", Bundle: "/b", Rootfs: toMounts([]mount.Mount{{Type: "overlay", Source: "s", Target: "t", Options: []string{"ro"}}}), Terminal: true, Stdin: "/in", Stdout: "/out", Stderr: "/err", Checkpoint: "/cp", Options: anyValue}, &api.CreateTaskResponse{Pid: 7}, uint32(7)},
+		}, "Create", &api.CreateTaskRequest{ID: "c", Bundle: "/b", Rootfs: mountrpc.To([]mount.Mount{{Type: "overlay", Source: "s", Target: "t", Options: []string{"ro"}}}), Terminal: true, Stdin: "/in", Stdout: "/out", Stderr: "/err", Checkpoint: "/cp", Options: anyValue}, &api.CreateTaskResponse{Pid: 7}, uint32(7)},
 		{"start", func(ctx context.Context, s task.Shim) (any, error) { return s.Start(ctx, "c", "e") },
 			"Start", &api.StartRequest{ID: "c", ExecID: "e"}, &api.StartResponse{Pid: 8}, uint32(8)},
 		{"delete", func(ctx context.Context, s task.Shim) (any, error) { return s.Delete(ctx, "c") },

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/gantryd/gantry/services/mount/mountrpc"
 	"github.com/gantryd/gantry/services/runner"
 )
 
@@ -82,7 +83,7 @@ func fromEvent(e runner.Event) (proto.Message, error) {
 		return &events.TaskCreate{
 			ContainerID: e.ContainerID,
 			Bundle:      e.Bundle,
-			Rootfs:      fromMounts(e.Rootfs),
+			Rootfs:      mountrpc.To(e.Rootfs),
 			IO:          &events.TaskIO{Stdin: e.IO.Stdin, Stdout: e.IO.Stdout, Stderr: e.IO.Stderr, Terminal: e.IO.Terminal},
 			Pid:         e.Pid,
 		}, nil

@@ -7,14 +7,13 @@ import (
 	"time"
 
 	taskpb "github.com/containerd/containerd/api/runtime/task/v2"
-	"github.com/containerd/containerd/api/types"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/mount/mountrpc"
 	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/task"
 	"github.com/gantryd/gantry/services/typed"
@@ -126,7 +125,7 @@ func (s *server) Create(ctx context.Context, r *taskpb.CreateTaskRequest) (*task
 	pid, err := s.runner.Create(ctx, runner.CreateRequest{
 		ID:         r.ID,
 		Bundle:     r.Bundle,
-		Rootfs:     toMounts(r.Rootfs),
+		Rootfs:     mountrpc.From(r.Rootfs),
 		IO:         task.IO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 		Checkpoint: r.Checkpoint,
 		Options:    options,
@@ -288,22 +287,6 @@ func fromStatus(s task.Status) tasktypes.Status {
 		return tasktypes.Status_PAUSING
 	}
 	return tasktypes.Status_UNKNOWN
-}
-
-func toMounts(list []*types.Mount) []mount.Mount {
-	var mounts []mount.Mount
-	for _, m := range list {
-		mounts = append(mounts, mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
-	}
-	return mounts
-}
-
-func fromMounts(list []mount.Mount) []*types.Mount {
-	var mounts []*types.Mount
-	for _, m := range list {
-		mounts = append(mounts, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
-	}
-	return mounts
 }
 
 // errDecode is what a request that does not decode gets.

@@ -7,6 +7,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 
+	"github.com/gantryd/gantry/services/mount/mountrpc"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/task"
@@ -32,7 +33,7 @@ func (c client) ctx(ctx context.Context) context.Context { return rpc.WithScope(
 func (c client) Create(ctx context.Context, r task.CreateRequest) (uint32, error) {
 	resp, err := c.c.Create(c.ctx(ctx), &api.CreateTaskRequest{
 		ContainerID: r.ContainerID,
-		Rootfs:      toMounts(r.Rootfs),
+		Rootfs:      mountrpc.To(r.Rootfs),
 		Stdin:       r.IO.Stdin,
 		Stdout:      r.IO.Stdout,
 		Stderr:      r.IO.Stderr,

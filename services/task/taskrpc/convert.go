@@ -11,7 +11,6 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/task"
 	"github.com/gantryd/gantry/services/typed"
 )
@@ -74,22 +73,6 @@ func toDeleted(id string, e task.Exit) *api.DeleteResponse {
 
 func fromDeleted(p *api.DeleteResponse) task.Exit {
 	return task.Exit{Pid: p.GetPid(), Status: p.GetExitStatus(), At: fromTime(p.GetExitedAt())}
-}
-
-func toMounts(all []mount.Mount) []*types.Mount {
-	var out []*types.Mount
-	for _, m := range all {
-		out = append(out, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
-	}
-	return out
-}
-
-func fromMounts(all []*types.Mount) []mount.Mount {
-	var out []mount.Mount
-	for _, m := range all {
-		out = append(out, mount.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()})
-	}
-	return out
 }
 
 func toDescriptor(d *ocispec.Descriptor) *types.Descriptor {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/gantryd/gantry/services/mount/mountrpc"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/task"
 )
@@ -46,7 +47,7 @@ func (s *server) Create(ctx context.Context, req *api.CreateTaskRequest) (*api.C
 	}
 	pid, err := service.Create(ctx, task.CreateRequest{
 		ContainerID: req.ContainerID,
-		Rootfs:      fromMounts(req.Rootfs),
+		Rootfs:      mountrpc.From(req.Rootfs),
 		IO:          task.IO{Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr, Terminal: req.Terminal},
 		Checkpoint:  fromDescriptor(req.Checkpoint),
 		Options:     fromAny(req.Options),
