@@ -59,8 +59,8 @@ var law = []struct{ from, may string }{
 	{"services/rpc/rpctest", "services/rpc grpc"},
 	{"services/event/eventnats", nouns + "nats"},
 	{"services/event/eventrpc", nouns + "services/rpc grpc ttrpc otel"},
-	{"services/task/shimrpc", nouns + "ttrpc otel status"},
-	{"services/task/shimserve", nouns + "ttrpc"},
+	{"services/task/shimrpc", nouns + "services/mount/mountrpc ttrpc otel status"},
+	{"services/task/shimserve", nouns + "services/mount/mountrpc ttrpc"},
 	{"services/*/*rpc", nouns + "proto/*/*/* services/rpc services/*/*rpc grpc"},
 
 	// Promises, and stores in memory that keep them.
