@@ -822,8 +822,13 @@ func orphans(n *node) {
 	text()
 	k.mustDelete("e")
 	eventually(n, "the shim has one child", func() bool {
-		b, _ := exec.Command("pgrep", "-P", strconv.Itoa(k.cmd.Process.Pid)).Output()
-		return len(strings.Fields(string(b))) == 1
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", k.cmd.Process.Pid))
+		children := 0
+		for _, thread := range threads {
+			b, _ := os.ReadFile(thread)
+			children += len(strings.Fields(string(b)))
+		}
+		return children == 1
 	})
 	k.end()
 }
