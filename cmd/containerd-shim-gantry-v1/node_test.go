@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -101,11 +102,8 @@ func (n *node) check() {
 			unix.Unmount(strings.Fields(line)[4], unix.MNT_DETACH)
 		}
 	}
-	eventually(n, "no process left", func() bool {
-		left := exec.Command("pgrep", "-f", n.dir).Run()
-		return left != nil
-	})
-	for _, pattern := range []string{"/sys/fs/cgroup/gantry-" + filepath.Base(n.dir) + "-*", "/sys/fs/cgroup/*/gantry-" + filepath.Base(n.dir) + "-*", n.dir + "/runc/*/*"} {
+	eventually(n, "no process left", func() bool { return !runs(n.dir) })
+	for _, pattern := range []string{"/sys/fs/cgroup/gantry-" + filepath.Base(n.dir) + "-*", "/sys/fs/cgroup/*/gantry-" + filepath.Base(n.dir) + "-*", n.dir + "/runc/*/*", n.dir + "/chosen/*/*"} {
 		left, _ := filepath.Glob(pattern)
 		for _, l := range left {
 			n.Error("left:", l)
@@ -548,4 +546,17 @@ func (k *testTask) runDelete() *taskpb.DeleteResponse {
 		k.Fatalf("delete printed %q: %v", out, err)
 	}
 	return &r
+}
+
+// runs reports whether there is a process, but this one, with text in its
+// arguments.
+func runs(text string) bool {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		b, _ := os.ReadFile(file)
+		if file != fmt.Sprintf("/proc/%d/cmdline", os.Getpid()) && bytes.Contains(bytes.ReplaceAll(b, []byte{0}, []byte{' '}), []byte(text)) {
+			return true
+		}
+	}
+	return false
 }

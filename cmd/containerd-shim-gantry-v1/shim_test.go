@@ -721,7 +721,7 @@ func abandonedCreate(n *node) {
 		b, _ := os.ReadFile("/proc/self/mountinfo")
 		return !strings.Contains(string(b), k.bundle)
 	})
-	eventually(n, "nothing runs", func() bool { return exec.Command("pgrep", "-f", slow).Run() != nil })
+	eventually(n, "nothing runs", func() bool { return !runs(slow) })
 	eventually(n, "the shim has no task and ends", func() bool {
 		k.shim.Shutdown(k.ctx(), &taskpb.ShutdownRequest{ID: k.id})
 		select {
