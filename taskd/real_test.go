@@ -260,7 +260,7 @@ func (r *real) spec(args ...string) typed.Value {
 			map[string]any{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"mode=755"}},
 		},
 		"linux": map[string]any{
-			"cgroupsPath": "/gantry-test/" + filepath.Base(r.dir) + "-" + newInstance(),
+			"cgroupsPath": "/gantry-" + filepath.Base(r.dir) + "-" + newInstance(),
 			"namespaces": []any{
 				map[string]any{"type": "pid"}, map[string]any{"type": "mount"},
 				map[string]any{"type": "ipc"}, map[string]any{"type": "uts"},
