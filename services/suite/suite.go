@@ -88,7 +88,7 @@ var Daemons = []Daemon{
 	{
 		Name: Snapshotd,
 		User: "root",
-		Does: "keeps snapshots, applies and makes layers",
+		Does: "keeps snapshots, applies layers",
 		Public: []string{
 			"containerd.services.snapshots.v1.Snapshots",
 			"containerd.services.diff.v1.Diff",
