@@ -394,7 +394,9 @@ func TestPassThroughHoldIsBounded(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if err := callUnary(ctx, d.client); status.Code(err) != codes.DeadlineExceeded {
+	// At its deadline the call ends at both ends, and either may be first to
+	// say so.
+	if err := callUnary(ctx, d.client); status.Code(err) != codes.DeadlineExceeded && status.Code(err) != codes.Unavailable {
 		t.Errorf("a call whose deadline is earlier: %v", err)
 	}
 }
