@@ -1,0 +1,148 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// How often progress is told.
+const (
+	progressTerminal = 100 * time.Millisecond // on a terminal, where a line is rewritten
+	progressLog      = 5 * time.Second        // elsewhere, where each is a line
+)
+
+// widthDefault is that of a terminal that does not say.
+const widthDefault = 80
+
+// A progress tells people how far something is that takes long. What ends soon
+// tells nothing. A nil one is silent. It is used by one goroutine at a time.
+type progress struct {
+	w     io.Writer
+	what  string
+	width func() int // columns, or nil if w is no terminal
+	now   func() time.Time
+
+	began, told time.Time // of the first call of at, and of the last told one
+	first       int64     // what was there when it began
+	shown       bool      // there is a line to be cleared
+}
+
+// progress tells on standard error how far what is. With -o json, and if quiet,
+// it is silent. The caller calls end before anything else is printed.
+func (n *node) progress(c *cobra.Command, what string, quiet bool) *progress {
+	if quiet || n.output == "json" {
+		return nil
+	}
+	p := &progress{w: c.ErrOrStderr(), what: what, now: time.Now}
+	if f := terminal(p.w); f != nil && n.getenv("TERM") != "dumb" {
+		p.width = func() int {
+			if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
+				return w
+			}
+			return widthDefault
+		}
+	}
+	return p
+}
+
+// terminal returns the terminal that stream is, or nil.
+func terminal(stream any) *os.File {
+	if f, ok := stream.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return f
+	}
+	return nil
+}
+
+// at says that done bytes of total are done; a total of 0 is unknown. Notes are
+// what else there is to say. It may be called as often as it is handy.
+func (p *progress) at(done, total int64, notes ...string) {
+	if p == nil {
+		return
+	}
+	now := p.now()
+	if p.began.IsZero() {
+		p.began, p.told, p.first = now, now, done
+	}
+	pause := progressLog
+	if p.width != nil {
+		pause = progressTerminal
+	}
+	if now.Sub(p.told) < pause {
+		return
+	}
+	p.told = now
+	line := strings.Join(append([]string{p.what + ": " + p.amount(done, total, now)}, notes...), ", ")
+	line = printable(line)
+	if p.width == nil {
+		fmt.Fprintln(p.w, "gantryctl: "+line)
+		return
+	}
+	// The last column stays free: some terminals go on to the next line.
+	fmt.Fprint(p.w, clearLine+cut(line, p.width()-1))
+	p.shown = true
+}
+
+// clearLine goes to the line's begin and clears it.
+const clearLine = "\r\x1b[K"
+
+// end takes the line away.
+func (p *progress) end() {
+	if p != nil && p.shown {
+		fmt.Fprint(p.w, clearLine)
+		p.shown = false
+	}
+}
+
+// amount is how much is done, and how fast since it began: what was there
+// before does not count.
+func (p *progress) amount(done, total int64, now time.Time) string {
+	s := bytesize(done)
+	if total > 0 {
+		s = fmt.Sprintf("%s of %s, %s", s, bytesize(total), percent(done, total))
+	}
+	if d := now.Sub(p.began).Seconds(); d > 0 && done > p.first {
+		rate := float64(done-p.first) / d
+		s += ", " + bytesize(int64(rate)) + "/s"
+		if left := time.Duration(float64(total-done) / rate * float64(time.Second)); left >= time.Second {
+			s += ", " + short(left) + " left"
+		}
+	}
+	return s
+}
+
+// percent is done of total, and 100% only if that is all of it.
+func percent(done, total int64) string {
+	if total <= 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d%%", int(float64(done)/float64(total)*100))
+}
+
+// cut is the first columns of s.
+func cut(s string, columns int) string {
+	if r := []rune(s); len(r) > columns {
+		return string(r[:max(columns, 0)])
+	}
+	return s
+}
+
+// printable is s with what would move a terminal's cursor, or worse, spelled
+// out: names and labels are others' words.
+func printable(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			fmt.Fprintf(&b, "\\u%04x", r)
+		}
+	}
+	return b.String()
+}
