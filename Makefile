@@ -40,8 +40,8 @@ fuzz:                    ## every fuzz target for FUZZ=30s
 		go test -run='^$$' -fuzz="^$$f$$" -fuzztime=$(FUZZ) "./$$(dirname "$$(git grep -l "^func $$f(" | head -1)")" || exit 1; done
 crash:                   ## the tests that kill and cut the power, twenty times
 	go test -count=20 -run 'PowerLoss|Crash|Kill' ./...
-bench: build image       ## /bin/true through gantry, beside containerd; as root
-	cd bench && go run .
+bench: build image       ## /bin/true and blobs through gantry, beside containerd; as root
+	cd bench && go run . run && go run . content
 proto:                   ## our own protocol, linted and generated
 	cd proto && buf lint && buf generate
 install: build           ## copy bin/ to PREFIX=/usr/local

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+)
+
+// contentOptions say how much is done.
+type contentOptions struct {
+	rounds  int
+	blobs   int           // that are there to be asked for and listed
+	small   int           // written per round
+	writers int           // at once
+	calls   int           // of Info per round
+	large   int64         // bytes
+	idle    time.Duration // before memory is looked at
+	only    string
+	most    limits
+}
+
+// benchContent does the same to containerd's content store and to contentd's,
+// the latter also through the gateway, which is what clients dial.
+func benchContent(ctx context.Context, args []string, out io.Writer) error {
+	fs := flag.NewFlagSet("bench content", flag.ContinueOnError)
+	o := contentOptions{most: limits{}}
+	var p places
+	p.flags(fs)
+	mib := fs.Int64("large", 512, "size of the large blob in `MiB`")
+	fs.IntVar(&o.rounds, "n", 7, "counted `rounds`; one more comes first")
+	fs.IntVar(&o.blobs, "blobs", 10000, "`number` of blobs that are listed")
+	fs.IntVar(&o.small, "small", 400, "`number` of small blobs that a round writes")
+	fs.IntVar(&o.writers, "writers", 8, "`number` of writers, and of callers of Info, at once")
+	fs.IntVar(&o.calls, "calls", 2000, "`number` of calls of Info in a round")
+	fs.DurationVar(&o.idle, "idle", 30*time.Second, "`time` from the load to the look at idle memory")
+	fs.StringVar(&o.only, "only", "", "do only these `works`, comma-separated")
+	fs.Var(o.most, "most", "fail if the `work=ratio` of contentd to containerd is above this, or gateway.work=ratio of the gateway to it, or memory=MiB; comma-separated")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	o.large = *mib << 20
+	ctd, gan, stop, err := p.start(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	b, err := openDoors(ctx, o, ctd, gan)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	if err := b.run(ctx, out); err != nil {
+		return err
+	}
+	return errors.Join(b.broken...)
+}
+
+// limits are what is not to be exceeded, by name.
+type limits map[string]float64
+
+func (l limits) String() string { return "" }
+
+// Set implements [flag.Value].
+func (l limits) Set(s string) error {
+	for part := range strings.SplitSeq(s, ",") {
+		name, value, _ := strings.Cut(part, "=")
+		most, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return fmt.Errorf("%q is not name=number", part)
+		}
+		l[name] = most
+	}
+	return nil
+}
+
+// A door is a socket by which a content store is reached.
+type door struct {
+	name   string
+	client *containerd.Client
+	store  content.Store
+	seed   uint64              // no other door's
+	daemon func() (int, error) // the process that keeps the blobs
+}
+
+// A contentBench is the doors, containerd's first, and what came out.
+type contentBench struct {
+	contentOptions
+	doors       []*door
+	digests     []digest.Digest // that every store has
+	largeDigest digest.Digest
+	broken      []error // limits
+}
+
+func openDoors(ctx context.Context, o contentOptions, ctd, gan *server) (*contentBench, error) {
+	contentd := func() (int, error) { return childOf(gan.cmd.Process.Pid, "contentd") }
+	b := &contentBench{contentOptions: o, doors: []*door{
+		{name: "containerd", daemon: func() (int, error) { return ctd.cmd.Process.Pid, nil }},
+		{name: "contentd", daemon: contentd},
+		{name: "gateway", daemon: contentd},
+	}}
+	addresses := []string{ctd.address, filepath.Join(gan.state, "contentd.sock"), gan.address}
+	for i, d := range b.doors {
+		var err error
+		if d.client, err = containerd.New(addresses[i]); err != nil {
+			b.close()
+			return nil, err
+		}
+		d.store, d.seed = d.client.ContentStore(), uint64(i+1)
+		if _, err := d.store.ListStatuses(in(ctx, "warm")); err != nil {
+			b.close()
+			return nil, fmt.Errorf("%s: %w", d.name, err)
+		}
+	}
+	return b, nil
+}
+
+func (b *contentBench) close() {
+	for _, d := range b.doors {
+		if d.client != nil {
+			d.client.Close()
+		}
+	}
+}
+
+// A work is what is measured: do is one round of it, through one door.
+type work struct {
+	name string
+	what string
+	do   func(ctx context.Context, d *door, round int) (time.Duration, error)
+}
+
+func (b *contentBench) works() []work {
+	return []work{
+		{"small", fmt.Sprintf("4 KiB blob written, %d writers", b.writers), b.small8},
+		{"small1", "4 KiB blob written, 1 writer", b.small1},
+		{"ingest", fmt.Sprintf("%d MiB written", b.large>>20), b.ingest},
+		{"read", fmt.Sprintf("%d MiB read by Read", b.large>>20), b.read},
+		{"info", fmt.Sprintf("Info, 1 caller, %d blobs", b.blobs), b.info1},
+		{"info8", fmt.Sprintf("Info, %d callers, %d blobs", b.writers, b.blobs), b.info8},
+		{"list", fmt.Sprintf("List of %d blobs", b.blobs), b.list},
+	}
+}
+
+func (b *contentBench) wants(name string) bool {
+	return b.only == "" || slices.Contains(strings.Split(b.only, ","), name)
+}
+
+// run does every work in turn, and prints each when it is done.
+func (b *contentBench) run(ctx context.Context, out io.Writer) error {
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "| medians of %d rounds | %s | contentd | ratio | by the gateway | ratio |\n|---|--:|--:|--:|--:|--:|\n",
+		b.rounds, "containerd "+containerdVersion)
+	if b.wants("memory") {
+		if err := b.printMemory(ctx, out, fmt.Sprintf("%v after %d blobs were written", b.idle, b.blobs)); err != nil {
+			return err
+		}
+	}
+	for _, w := range b.works() {
+		if !b.wants(w.name) {
+			continue
+		}
+		took, err := b.measure(ctx, w)
+		if err != nil {
+			return err
+		}
+		direct, public := took[1].ratio(took[0]), took[2].ratio(took[0])
+		fmt.Fprintf(out, "| %s (%s) | %s | %s | %.2f | %s | %.2f |\n", w.what, w.name,
+			show(median(took[0])), show(median(took[1])), direct, show(median(took[2])), public)
+		b.hold(w.name, direct)
+		b.hold("gateway."+w.name, public)
+	}
+	if b.wants("sync") {
+		if err := b.printSyncs(ctx, out); err != nil {
+			return err
+		}
+	}
+	if b.wants("memory") {
+		return b.printMemories(ctx, out)
+	}
+	return nil
+}
+
+// measure does a work through each door in turn, round by round, each round
+// beginning at another door.
+func (b *contentBench) measure(ctx context.Context, w work) ([]series, error) {
+	took := make([]series, len(b.doors))
+	for round := range b.rounds + 1 {
+		for k := range b.doors {
+			i := (round + k) % len(b.doors)
+			t, err := w.do(ctx, b.doors[i], round)
+			if err != nil {
+				return nil, fmt.Errorf("%s, %s: %w", b.doors[i].name, w.name, err)
+			}
+			if round > 0 {
+				took[i] = append(took[i], t)
+			}
+		}
+	}
+	return took, nil
+}
+
+// hold notes what is above its limit, if it has one.
+func (b *contentBench) hold(name string, got float64) {
+	if most, ok := b.most[name]; ok && got > most {
+		b.broken = append(b.broken, fmt.Errorf("%s is %.2f, above %.2f", name, got, most))
+	}
+}
+
+func show(d time.Duration) string {
+	if d < 10*time.Millisecond {
+		return fmt.Sprintf("%.0f µs", float64(d)/float64(time.Microsecond))
+	}
+	return fmt.Sprintf("%.0f ms", ms(d))
+}
