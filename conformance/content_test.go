@@ -21,9 +21,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/gantryd/gantry/contentd"
+	gantrycontent "github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/content/contentrpc"
 	"github.com/gantryd/gantry/services/lease/leaserpc"
 	"github.com/gantryd/gantry/services/lease/leasetest"
+	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/namespace/namespacetest"
 	"github.com/gantryd/gantry/services/rpc"
 )
 
@@ -38,15 +41,30 @@ func TestContentShared(t *testing.T) {
 	testsuite.ContentCrossNSSharedSuite(t, "shared", openContent)
 }
 
-// openContent serves a new contentd on a socket and returns containerd's client
-// of it. Each context that the suite derives is a namespace of its own with a
-// lease, as containerd's own client tests have it.
+// TestContentIsolated runs its suites for what they do not share.
+func TestContentIsolated(t *testing.T) {
+	testsuite.ContentSuite(t, "content", openIsolated)
+	testsuite.ContentCrossNSIsolatedSuite(t, "isolated", openIsolated)
+	testsuite.ContentSharedNSIsolatedSuite(t, "shareable", openIsolated)
+}
+
 func openContent(ctx context.Context, root string) (context.Context, content.Store, func() error, error) {
+	return open(ctx, root, gantrycontent.Shared)
+}
+
+func openIsolated(ctx context.Context, root string) (context.Context, content.Store, func() error, error) {
+	return open(ctx, root, gantrycontent.Isolated)
+}
+
+// open serves a new contentd on a socket and returns containerd's client of it.
+// Each context that the suite derives is a namespace of its own with a lease, as
+// containerd's own client tests have it.
+func open(ctx context.Context, root string, sharing gantrycontent.Sharing) (context.Context, content.Store, func() error, error) {
 	quiet := slog.New(slog.DiscardHandler)
 	cfg := contentd.Default()
-	cfg.Root = filepath.Join(root, "contentd")
-	known := &leasetest.Memory{}
-	store, err := contentd.Open(cfg, contentd.Needs{Leases: known, Log: quiet})
+	cfg.Root, cfg.Sharing = filepath.Join(root, "contentd"), sharing
+	known, labels := &leasetest.Memory{}, namespacetest.NewMemory()
+	store, err := contentd.Open(cfg, contentd.Needs{Leases: known, Namespaces: labels, Log: quiet})
 	if err != nil {
 		return ctx, nil, nil, err
 	}
@@ -74,8 +92,14 @@ func openContent(ctx context.Context, root string) (context.Context, content.Sto
 	name := testsuite.Name(ctx)
 	manager := leaseproxy.NewLeaseManager(leaseapi.NewLeasesClient(conn))
 	var count atomic.Uint64
-	ctx = testsuite.SetContextWrapper(ctx, func(ctx context.Context, _ bool) (context.Context, func(context.Context) error, error) {
+	ctx = testsuite.SetContextWrapper(ctx, func(ctx context.Context, shareable bool) (context.Context, func(context.Context) error, error) {
 		id := fmt.Sprintf("%s-%d", name, count.Add(1))
+		if shareable {
+			info := namespace.Info{Name: id, Labels: map[string]string{namespace.LabelShareable: "true"}}
+			if _, err := labels.Create(ctx, info); err != nil {
+				return ctx, nil, err
+			}
+		}
 		ctx = namespaces.WithNamespace(ctx, id)
 		l, err := manager.Create(ctx, leases.WithID(id))
 		if err != nil {

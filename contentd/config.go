@@ -5,13 +5,16 @@ import (
 	"fmt"
 	"path/filepath"
 	"time"
+
+	"github.com/gantryd/gantry/services/content"
 )
 
 // Config says where blobs live. Its zero value is not usable; see [Default].
 type Config struct {
-	Root        string `toml:"root"`         // directory for everything this daemon keeps
-	FreeMinMiB  int64  `toml:"free_min_mib"` // free disk below which nothing is written
-	IngestHours int    `toml:"ingest_hours"` // how long an ingest is kept that nobody writes and no lease protects
+	Root        string          `toml:"root"`         // directory for everything this daemon keeps
+	FreeMinMiB  int64           `toml:"free_min_mib"` // free disk below which nothing is written
+	IngestHours int             `toml:"ingest_hours"` // how long an ingest is kept that nobody writes and no lease protects
+	Sharing     content.Sharing `toml:"sharing"`      // which blobs of other namespaces need not be written again
 }
 
 // freeMinLeast is what the database needs.
@@ -19,7 +22,7 @@ const freeMinLeast = 64
 
 // Default is the config of a node that runs the suite under systemd.
 func Default() Config {
-	return Config{Root: "/var/lib/gantry/contentd", FreeMinMiB: 256, IngestHours: 24}
+	return Config{Root: "/var/lib/gantry/contentd", FreeMinMiB: 256, IngestHours: 24, Sharing: content.Shared}
 }
 
 // Check reports every mistake in c at once.
@@ -33,6 +36,9 @@ func (c Config) Check() error {
 	}
 	if c.IngestHours < 1 || c.IngestHours > 24*365 {
 		errs = append(errs, fmt.Errorf("ingest_hours: %d is not from 1 to a year's", c.IngestHours))
+	}
+	if err := c.Sharing.Check(); err != nil {
+		errs = append(errs, fmt.Errorf("sharing: %w", err))
 	}
 	return errors.Join(errs...)
 }

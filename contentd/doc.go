@@ -46,6 +46,14 @@
 // A blob that a writer borrows from another namespace is pinned, in memory, and
 // is not collected.
 //
+// # Sharing
+//
+// Namespaces share bytes, which are there once. Whether one gets a blob of
+// another's without writing its bytes again is the policy, [Config].Sharing. With
+// "isolated" the labels of the namespaces that have the blob say it, and imaged
+// is asked for them each time a writer expects such a blob: for at most two
+// seconds, and without an answer nothing is shared.
+//
 // # Limits
 //
 // Nothing is written to a disk with less free than [Config].FreeMinMiB; deletes

@@ -309,8 +309,8 @@ func TestCheckReportsEveryMistake(t *testing.T) {
 	if err := Default().Check(); err != nil {
 		t.Errorf("Default: %v", err)
 	}
-	err := Config{Root: "here", FreeMinMiB: 1, IngestHours: -1}.Check()
-	for _, key := range []string{"root", "free_min_mib", "ingest_hours"} {
+	err := Config{Root: "here", FreeMinMiB: 1, IngestHours: -1, Sharing: "some"}.Check()
+	for _, key := range []string{"root", "free_min_mib", "ingest_hours", "sharing"} {
 		if err == nil || !strings.Contains(err.Error(), key) {
 			t.Errorf("Check: %v; want a word on %s", err, key)
 		}

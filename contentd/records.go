@@ -114,6 +114,15 @@ func had(tx *kv.Tx, d digest.Digest) bool {
 	return false
 }
 
+// holdersOf returns the namespaces that have the blob.
+func holdersOf(tx *kv.Tx, d digest.Digest) []string {
+	var all []string
+	for key := range tx.Scan(kv.Key("have", d.String(), ""), nil) {
+		all = append(all, kv.Parts(key)[2])
+	}
+	return all
+}
+
 // sizeOf returns how many bytes a blob has that some namespace has, or had
 // until just now: [errdefs.ErrNotFound] if none did.
 func sizeOf(tx *kv.Tx, d digest.Digest) (int64, error) {

@@ -31,9 +31,10 @@ import (
 
 // Needs is what contentd uses of the others.
 type Needs struct {
-	Leases lease.Registry
-	Events event.Publisher
-	Log    *slog.Logger
+	Leases     lease.Registry
+	Namespaces content.Namespaces // nil where the policy is [content.Shared]
+	Events     event.Publisher
+	Log        *slog.Logger
 }
 
 // A Store is the content of every namespace.

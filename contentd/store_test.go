@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/content/contentrpc"
 	"github.com/gantryd/gantry/services/content/contenttest"
 	"github.com/gantryd/gantry/services/lease"
@@ -18,11 +19,21 @@ func TestStore(t *testing.T) { contenttest.Run(t, openSubject) }
 
 func TestStoreAcrossTheWire(t *testing.T) {
 	contenttest.Run(t, func(t *testing.T, leases lease.Registry) contenttest.Subject {
-		s := openSubject(t, leases)
-		s.Stores = contentrpc.NewClient(rpctest.Pipe(t, func(r grpc.ServiceRegistrar) {
-			contentrpc.Register(r, s.Stores)
-		}))
-		return s
+		return acrossTheWire(t, openSubject(t, leases))
+	})
+}
+
+func acrossTheWire(t *testing.T, s contenttest.Subject) contenttest.Subject {
+	local := s.Stores
+	s.Stores = contentrpc.NewClient(rpctest.Pipe(t, func(r grpc.ServiceRegistrar) { contentrpc.Register(r, local) }))
+	return s
+}
+
+func TestIsolatedStore(t *testing.T) { contenttest.RunIsolated(t, openIsolated) }
+
+func TestIsolatedStoreAcrossTheWire(t *testing.T) {
+	contenttest.RunIsolated(t, func(t *testing.T, leases lease.Registry, namespaces content.Namespaces) contenttest.Subject {
+		return acrossTheWire(t, openIsolated(t, leases, namespaces))
 	})
 }
 
@@ -33,7 +44,16 @@ func TestMembers(t *testing.T) {
 }
 
 func openSubject(t *testing.T, leases lease.Registry) contenttest.Subject {
-	s := openStore(t, testConfig(t), leases)
+	return subjectOf(t, openStore(t, testConfig(t), leases))
+}
+
+func openIsolated(t *testing.T, leases lease.Registry, namespaces content.Namespaces) contenttest.Subject {
+	cfg := testConfig(t)
+	cfg.Sharing = content.Isolated
+	return subjectOf(t, openWith(t, cfg, Needs{Leases: leases, Namespaces: namespaces}))
+}
+
+func subjectOf(t *testing.T, s *Store) contenttest.Subject {
 	runWork(t, s.Collect)
 	return contenttest.Subject{Stores: s, Members: s}
 }
@@ -48,7 +68,13 @@ func testConfig(t testing.TB) Config {
 // openStore opens a store that is closed with the test.
 func openStore(t testing.TB, cfg Config, leases lease.Registry) *Store {
 	t.Helper()
-	s, err := Open(cfg, Needs{Leases: leases, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	return openWith(t, cfg, Needs{Leases: leases})
+}
+
+func openWith(t testing.TB, cfg Config, needs Needs) *Store {
+	t.Helper()
+	needs.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	s, err := Open(cfg, needs)
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}

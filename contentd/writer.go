@@ -47,9 +47,15 @@ func (w *writer) held() held { return held{w.c.scope.Name, w.options.Ref} }
 // begin borrows the expected blob, or starts or resumes an ingest.
 func (w *writer) begin() error {
 	if w.options.Expected != "" {
-		size, ok, err := w.c.pin(w.options.Expected)
+		ok, err := w.c.mayBorrow(w.ctx, w.options.Expected)
 		if err != nil {
 			return err
+		}
+		size := int64(0)
+		if ok {
+			if size, ok, err = w.c.pin(w.options.Expected); err != nil {
+				return err
+			}
 		}
 		if ok && (w.options.Total == 0 || w.options.Total == size) {
 			w.borrow(size)

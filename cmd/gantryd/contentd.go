@@ -25,7 +25,8 @@ func (c contentdConfig) Check() error {
 	return errors.Join(c.Common.Check(), c.Config.Check())
 }
 
-// contentdMain keeps blobs. Which leases exist is known by imaged.
+// contentdMain keeps blobs. Which leases exist, and which namespaces share, is
+// known by imaged.
 func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	cfg := contentdConfig{daemon.Default(), contentd.Default()}
 	if err := daemon.Configure(&cfg, suite.Contentd, args, log); err != nil {
@@ -42,9 +43,10 @@ func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	}
 	defer bus.Close()
 	store, err := contentd.Open(cfg.Config, contentd.Needs{
-		Leases: leaserpc.NewRegistry(imaged),
-		Events: bus,
-		Log:    log,
+		Leases:     leaserpc.NewRegistry(imaged),
+		Namespaces: namespacerpc.NewClient(imaged),
+		Events:     bus,
+		Log:        log,
 	})
 	if err != nil {
 		return err

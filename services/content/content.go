@@ -116,9 +116,10 @@ type Ingests interface {
 	// ref. The caller closes it; ctx lives at least as long.
 	//
 	// An expected blob that another namespace has, of the given total, need
-	// not be written again: the writer begins at its end, and Commit makes it
-	// a blob of this namespace too. Such an ingest has no Status until
-	// something else is done to it.
+	// not be written again where the store's [Sharing] lets the namespace have
+	// it: the writer begins at its end, and Commit makes it a blob of this
+	// namespace too. Such an ingest has no Status until something else is done
+	// to it. Elsewhere the writer begins at 0, and asks for every byte.
 	Writer(ctx context.Context, o WriterOptions) (Writer, error)
 
 	// Status is [errdefs.ErrNotFound] if there is no such ingest.

@@ -16,6 +16,7 @@ import (
 	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/lease/leasetest"
 	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/namespace/namespacetest"
 )
 
 // A Subject is what is tested: stores, and what belongs to leases there.
@@ -36,10 +37,33 @@ func Run(t *testing.T, open func(t *testing.T, leases lease.Registry) Subject) {
 	}
 }
 
-// A subject comes with the leases that it knows.
+// RunIsolated is Run for stores of the policy [content.Isolated], with the
+// namespaces whose labels they ask for. Where every namespace shares what it has
+// they keep all promises, and where some do not also those of the policy.
+func RunIsolated(t *testing.T, open func(t *testing.T, leases lease.Registry, namespaces content.Namespaces) Subject) {
+	s := &subject{}
+	openWith := func(t *testing.T, leases lease.Registry) Subject { return open(t, leases, s.namespaces) }
+	t.Run("all share", func(t *testing.T) {
+		s.namespaces = &labels{Memory: namespacetest.NewMemory()}
+		s.share(t, one, "true")
+		s.share(t, two, "true")
+		Run(t, openWith)
+	})
+	for _, p := range isolatedPromises {
+		t.Run(p.name, func(t *testing.T) {
+			s.leases, s.namespaces = &leasetest.Memory{}, &labels{Memory: namespacetest.NewMemory()}
+			s.Subject = openWith(t, s.leases)
+			p.check(t, s)
+		})
+	}
+}
+
+// A subject comes with the leases that it knows, and the labels of namespaces
+// where its policy asks for them.
 type subject struct {
 	Subject
-	leases *leasetest.Memory
+	leases     *leasetest.Memory
+	namespaces *labels
 }
 
 var promises = []struct {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-
 	"iter"
 	"maps"
 	"slices"
@@ -27,7 +26,9 @@ import (
 // writer borrows, are gone at once, and no ingest is ever forgotten.
 type Memory struct {
 	leasetest.Members
-	leases lease.Registry
+	leases     lease.Registry
+	sharing    content.Sharing
+	namespaces content.Namespaces
 
 	// mu guards the fields below it, and those of every writer.
 	mu      sync.Mutex
@@ -67,11 +68,19 @@ var (
 func NewMemory(leases lease.Registry) *Memory {
 	return &Memory{
 		leases:  leases,
+		sharing: content.Shared,
 		infos:   make(map[infoKey]content.Info),
 		bytes:   make(map[digest.Digest][]byte),
 		ingests: make(map[ingestKey]*ingest),
 		writers: make(map[ingestKey]*memoryWriter),
 	}
+}
+
+// NewIsolated is NewMemory with the policy [content.Isolated].
+func NewIsolated(leases lease.Registry, namespaces content.Namespaces) *Memory {
+	m := NewMemory(leases)
+	m.sharing, m.namespaces = content.Isolated, namespaces
+	return m
 }
 
 // In implements [content.Stores].
@@ -253,7 +262,7 @@ func (s memoryStore) Writer(ctx context.Context, o content.WriterOptions) (conte
 	}
 	w := &memoryWriter{memoryStore: s, key: key, options: o, lease: l, ingest: s.ingests[key]}
 	shared, ok := s.bytes[o.Expected]
-	if ok = ok && (o.Total == 0 || o.Total == int64(len(shared))); ok {
+	if ok = ok && s.mayBorrowLocked(ctx, o.Expected) && (o.Total == 0 || o.Total == int64(len(shared))); ok {
 		w.ingest = newIngest(content.WriterOptions{Ref: o.Ref, Total: int64(len(shared)), Expected: o.Expected})
 		w.ingest.bytes, w.ingest.borrowed = shared, true
 	} else if err := w.resumeLocked(ctx); err != nil {
@@ -261,6 +270,20 @@ func (s memoryStore) Writer(ctx context.Context, o content.WriterOptions) (conte
 	}
 	s.writers[key] = w
 	return w, nil
+}
+
+// mayBorrowLocked says whether the policy lets the namespace have the blob.
+func (s memoryStore) mayBorrowLocked(ctx context.Context, d digest.Digest) bool {
+	if s.sharing == content.Shared {
+		return true
+	}
+	var holders []string
+	for k := range s.infos {
+		if k.digest == d {
+			holders = append(holders, k.namespace)
+		}
+	}
+	return content.Shareable(ctx, s.namespaces, holders...)
 }
 
 // existsLocked is the error for a blob that is there, which joins the lease.
