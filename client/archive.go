@@ -320,17 +320,10 @@ func (a *archive) source(_ context.Context, d ocispec.Descriptor, limit int64) (
 // already gets the labels.
 func (a *archive) commit(ctx context.Context, blobs content.Blobs, f *file, labels map[string]string) error {
 	err := a.commitIngest(ctx, f, labels)
-	if !errdefs.IsAlreadyExists(err) || len(labels) == 0 {
-		return notExists(err)
-	}
-	var fields []string
-	for key := range labels {
-		fields = append(fields, "labels."+key)
-	}
-	return once(ctx, func(ctx context.Context) error {
-		_, err := blobs.Update(ctx, content.Info{Digest: f.digest, Labels: labels}, fields...)
+	if !errdefs.IsAlreadyExists(err) {
 		return err
-	})
+	}
+	return once(ctx, func(ctx context.Context) error { return addLabels(ctx, blobs, f.digest, labels) })
 }
 
 func (a *archive) commitIngest(ctx context.Context, f *file, labels map[string]string) error {
@@ -350,7 +343,7 @@ func (a *archive) commitIngest(ctx context.Context, f *file, labels map[string]s
 	if ingest == nil {
 		return errdefs.ErrAlreadyExists
 	}
-	return ingest.commit(f, labels)
+	return ingest.commit(f.size, f.digest, labels)
 }
 
 // abort forgets the ingests that were not committed.

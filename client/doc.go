@@ -2,8 +2,9 @@
 // built on.
 //
 // [Dial] returns a [Client], which has every noun of the public socket as its
-// contract. What takes more than one noun is a method of [Namespace]: import an
-// image, unpack it, create a container from it, run a process in it.
+// contract. What takes more than one noun, or more than one call, is a method of
+// [Namespace]: import an image, unpack it, create a container from it, run a
+// process in it; put a blob and get it.
 //
 // A call that is made again after it may have been done already is made in such
 // a way that doing it twice is doing it once. So the methods here wait for a

@@ -29,6 +29,10 @@ type ImportOptions struct {
 	// Snapshotter is where to unpack the images before they are named. With
 	// an empty one, the first container of an image unpacks it.
 	Snapshotter string
+
+	// Progress, if it is not nil, is told how far it is. How much the archive
+	// has is not known while it is read, which is StageSend.
+	Progress func(Progress)
 }
 
 // ErrNameless says that an image is to be imported without a name. It is an
@@ -48,7 +52,7 @@ func (n *Namespace) Import(ctx context.Context, r io.Reader, o ImportOptions) ([
 	var images []image.Image
 	err := n.withLease(ctx, func(lease string) error {
 		blobs := n.c.Content.In(n.scope(lease))
-		a, err := readArchive(ctx, r, blobs)
+		a, err := readArchive(ctx, &toldReader{r: r, t: o.Progress}, blobs)
 		if err == nil {
 			images, err = n.importFrom(ctx, lease, a, o)
 		}
@@ -89,7 +93,10 @@ func (n *Namespace) importFrom(ctx context.Context, lease string, a *archive, o 
 		}
 	}
 	blobs := n.c.Content.In(n.scope(lease))
+	done, total := int64(0), p.size()
 	for _, s := range p.steps {
+		teller(o.Progress).tell(StageCommit, done, total)
+		done += s.file.size
 		if err := a.commit(ctx, blobs, s.file, s.labels); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.file.digest, err)
 		}
@@ -98,7 +105,7 @@ func (n *Namespace) importFrom(ctx context.Context, lease string, a *archive, o 
 		if o.Snapshotter == "" || len(r.Layers) == 0 {
 			continue
 		}
-		if err := n.unpack(ctx, lease, r, o.Snapshotter); err != nil {
+		if err := n.unpack(ctx, lease, r, o.Snapshotter, o.Progress); err != nil {
 			return nil, fmt.Errorf("unpack: %w", err)
 		}
 	}
@@ -178,6 +185,14 @@ type planned struct {
 type step struct {
 	file   *file
 	labels map[string]string
+}
+
+// size is that of the planned blobs, in bytes.
+func (p *plan) size() (bytes int64) {
+	for _, s := range p.steps {
+		bytes += s.file.size
+	}
+	return bytes
 }
 
 // add plans an image: its documents and layers. Of an index it plans what the

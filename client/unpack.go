@@ -67,12 +67,12 @@ func (n *Namespace) Unpack(ctx context.Context, r Resolved, snapshotter string) 
 		return "", nil
 	}
 	return r.ChainID().String(), n.withLease(ctx, func(lease string) error {
-		return n.unpack(ctx, lease, r, snapshotter)
+		return n.unpack(ctx, lease, r, snapshotter, nil)
 	})
 }
 
 // unpack is Unpack under a lease.
-func (n *Namespace) unpack(ctx context.Context, lease string, r Resolved, snapshotter string) error {
+func (n *Namespace) unpack(ctx context.Context, lease string, r Resolved, snapshotter string, t teller) error {
 	snapshots, err := n.c.Snapshots.In(n.scope(lease), snapshotter)
 	if err != nil {
 		return err
@@ -84,7 +84,13 @@ func (n *Namespace) unpack(ctx context.Context, lease string, r Resolved, snapsh
 		blobs:     n.c.Content.In(n.scope(lease)),
 	}
 	parent := ""
+	done, total := int64(0), int64(0)
+	for _, l := range r.Layers {
+		total += l.Size
+	}
 	for i, name := range r.chain() {
+		t.tell(StageUnpack, done, total)
+		done += r.Layers[i].Size
 		err := again(ctx, layerTime, func(ctx context.Context, _ bool) error {
 			return u.layer(ctx, i, parent, name.String())
 		})
