@@ -11,12 +11,23 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// sizeMax is how long a label's key and value are together at most, in bytes.
-const sizeMax = 4096
+const (
+	// sizeMax is how long a label's key and value are together at most, in
+	// bytes.
+	sizeMax = 4096
 
-// Check is [errdefs.ErrInvalidArgument] if a key is empty or a label is longer
-// than 4096 bytes.
+	// allMax is how long an object's labels are together at most, in bytes.
+	// containerd has no such limit: there, who adds one label after the other
+	// makes an object that no list can send.
+	allMax = 256 << 10
+)
+
+// Check is [errdefs.ErrInvalidArgument] if a key is empty, a label is longer
+// than 4096 bytes, or all together are longer than 256 KiB.
 func Check(labels map[string]string) error {
+	if n := size(labels); n > allMax {
+		return fmt.Errorf("%d labels of %d bytes are more than %d bytes: %w", len(labels), n, allMax, errdefs.ErrInvalidArgument)
+	}
 	for k, v := range labels {
 		if k == "" {
 			return fmt.Errorf("label key must not be empty: %w", errdefs.ErrInvalidArgument)
@@ -27,6 +38,13 @@ func Check(labels map[string]string) error {
 		}
 	}
 	return nil
+}
+
+func size(labels map[string]string) (n int) {
+	for k, v := range labels {
+		n += len(k) + len(v)
+	}
+	return n
 }
 
 // Clean returns a copy without the labels whose value is empty; nil if none is
@@ -47,8 +65,9 @@ func Clean(labels map[string]string) map[string]string {
 
 // Update returns what is left of old when a request gives new and names fields.
 // No fields, or "labels", replace all; "labels.<key>" sets that key, or deletes
-// it if new has no value for it. Any other field, and a label that fails
-// [Check], is [errdefs.ErrInvalidArgument]. Neither map is changed.
+// it if new has no value for it. Any other field, a label that fails [Check],
+// and labels that become more than 256 KiB are [errdefs.ErrInvalidArgument].
+// Neither map is changed.
 func Update(old, new map[string]string, fields []string) (map[string]string, error) {
 	if err := Check(new); err != nil {
 		return nil, err
@@ -71,5 +90,9 @@ func Update(old, new map[string]string, fields []string) (map[string]string, err
 			return nil, fmt.Errorf("cannot update field %q: %w", f, errdefs.ErrInvalidArgument)
 		}
 	}
-	return Clean(out), nil
+	out = Clean(out)
+	if n := size(out); n > allMax && n > size(old) {
+		return nil, fmt.Errorf("labels would become %d bytes, more than %d: %w", n, allMax, errdefs.ErrInvalidArgument)
+	}
+	return out, nil
 }

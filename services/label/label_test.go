@@ -2,6 +2,7 @@ package label
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -40,5 +41,36 @@ func TestUpdate(t *testing.T) {
 				t.Errorf("Update changed its argument to %v", old)
 			}
 		})
+	}
+}
+
+func TestLabelsTogetherHaveALimit(t *testing.T) {
+	labels := map[string]string{}
+	add := func() error {
+		k := fmt.Sprintf("%04d", len(labels))
+		got, err := Update(labels, map[string]string{k: strings.Repeat("v", sizeMax-4)}, []string{"labels." + k})
+		if err == nil {
+			labels = got
+		}
+		return err
+	}
+	for range allMax / sizeMax {
+		if err := add(); err != nil {
+			t.Fatalf("label %d: %v", len(labels), err)
+		}
+	}
+	if err := Check(labels); err != nil {
+		t.Errorf("Check of the most: %v", err)
+	}
+	if err := add(); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("one more: %v", err)
+	}
+	// What is more all the same can become less.
+	labels["x"], labels["y"] = strings.Repeat("v", 9), "v"
+	if err := Check(labels); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("Check of more: %v", err)
+	}
+	if _, err := Update(labels, nil, []string{"labels.y"}); err != nil {
+		t.Errorf("one less: %v", err)
 	}
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // toWire is what a server sends for a handler's error.
@@ -18,7 +20,25 @@ func toWire(err error) error {
 	if _, bare := err.(interface{ GRPCStatus() *status.Status }); bare {
 		return err
 	}
-	return errgrpc.ToGRPC(err)
+	return short(errgrpc.ToGRPC(err))
+}
+
+// textMax is how long an error is at most, in bytes. It travels in a header, of
+// which many clients take no more than 8 KiB.
+const textMax = 4 << 10
+
+// short cuts an error that is too long, as one is that quotes a megabyte of its
+// caller's. What it begins with and its kind, which is its end, stay.
+func short(err error) error {
+	st, ok := status.FromError(err)
+	if !ok || proto.Size(st.Proto()) <= textMax {
+		return err
+	}
+	text := st.Message()
+	if len(text) > textMax {
+		text = text[:textMax*3/4] + " ... " + text[len(text)-textMax/8:]
+	}
+	return status.Error(st.Code(), strings.ToValidUTF8(text, ""))
 }
 
 // born says whether an internal error comes from a handler here, not from
