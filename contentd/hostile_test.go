@@ -3,6 +3,7 @@ package contentd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"strings"
@@ -158,8 +159,8 @@ func TestLabelsOverTheLimitAreRefused(t *testing.T) {
 	ctx := s.as(one)
 	d := put(t, s.store, one, body)
 	many := map[string]string{}
-	for i := range megabyte / 4096 {
-		many[string(rune('a'+i%26))+strings.Repeat("k", i)] = strings.Repeat("v", 4096-1-i)
+	for i := range 2*megabyte/4096 + 1 {
+		many[fmt.Sprintf("%04d", i)] = strings.Repeat("v", 4092)
 	}
 	for name, labels := range map[string]map[string]string{
 		"a long key":    {strings.Repeat("k", 4097): "v"},
@@ -167,7 +168,7 @@ func TestLabelsOverTheLimitAreRefused(t *testing.T) {
 		"a huge value":  {"k": strings.Repeat("v", megabyte)},
 		"a huge key":    {strings.Repeat("k", megabyte): ""},
 		"no key":        {"": "v"},
-		"a megabyte":    many,
+		"too many":      many,
 		"ten megabytes": {"k": strings.Repeat("v", 10*megabyte)},
 	} {
 		_, err := s.api.Update(ctx, &api.UpdateRequest{Info: &api.Info{Digest: d.String(), Labels: labels}})

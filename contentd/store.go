@@ -170,9 +170,13 @@ func (c *scoped) Update(ctx context.Context, info content.Info, fields ...string
 	return b.info(info.Digest), nil
 }
 
-// listBatch is how many infos List reads at once: it holds no transaction while
-// its caller is at work.
-const listBatch = 100
+// listBatch is how many infos List reads at once, and listSize how many bytes of
+// records but for the last one's: it holds no transaction while its caller is at
+// work.
+const (
+	listBatch = 100
+	listSize  = 1 << 20
+)
 
 // List implements [content.Blobs].
 func (c *scoped) List(ctx context.Context, filters ...string) iter.Seq2[content.Info, error] {
@@ -204,12 +208,13 @@ func (c *scoped) List(ctx context.Context, filters ...string) iter.Seq2[content.
 // on from, if there is more.
 func (c *scoped) list(f filter.Filter, from []byte) (batch []content.Info, next []byte, err error) {
 	err = c.db.View(func(tx *kv.Tx) error {
-		seen := 0
-		for key := range tx.Scan(blobKey(c.scope.Name, ""), from) {
-			if seen++; seen > listBatch {
+		seen, size := 0, 0
+		for key, value := range tx.Scan(blobKey(c.scope.Name, ""), from) {
+			if seen == listBatch || size >= listSize {
 				next = key
 				break
 			}
+			seen, size = seen+1, size+len(value)
 			d := digestAt(key, 2)
 			b, err := c.blob(tx, d)
 			if errors.Is(err, errdefs.ErrNotFound) {

@@ -19,11 +19,11 @@ const (
 	// allMax is how long an object's labels are together at most, in bytes.
 	// containerd has no such limit: there, who adds one label after the other
 	// makes an object that no list can send.
-	allMax = 256 << 10
+	allMax = 2 << 20
 )
 
 // Check is [errdefs.ErrInvalidArgument] if a key is empty, a label is longer
-// than 4096 bytes, or all together are longer than 256 KiB.
+// than 4096 bytes, or all together are longer than 2 MiB.
 func Check(labels map[string]string) error {
 	if n := size(labels); n > allMax {
 		return fmt.Errorf("%d labels of %d bytes are more than %d bytes: %w", len(labels), n, allMax, errdefs.ErrInvalidArgument)
@@ -66,7 +66,7 @@ func Clean(labels map[string]string) map[string]string {
 // Update returns what is left of old when a request gives new and names fields.
 // No fields, or "labels", replace all; "labels.<key>" sets that key, or deletes
 // it if new has no value for it. Any other field, a label that fails [Check],
-// and labels that become more than 256 KiB are [errdefs.ErrInvalidArgument].
+// and labels that become more than 2 MiB are [errdefs.ErrInvalidArgument].
 // Neither map is changed.
 func Update(old, new map[string]string, fields []string) (map[string]string, error) {
 	if err := Check(new); err != nil {
