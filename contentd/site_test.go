@@ -37,7 +37,7 @@ type site struct {
 
 func newSite(t testing.TB) *site {
 	t.Helper()
-	s := &site{t: t, store: openStore(t, testConfig(t), nil)}
+	s := &site{t: t, store: openStore(t, quickConfig(t), nil)}
 	s.store.now = func() time.Time { return time.Now().UTC().Add(time.Duration(s.ahead.Load())) }
 	dir, err := os.MkdirTemp("", "contentd-") // the paths of sockets are short
 	if err != nil {
@@ -65,6 +65,19 @@ func newSite(t testing.TB) *site {
 	return s
 }
 
+// quickConfig is of a store in memory, if there is such a disk: for tests that
+// are not of what a disk keeps.
+func quickConfig(t testing.TB) Config {
+	cfg := testConfig(t)
+	dir, err := os.MkdirTemp("/dev/shm", "contentd-")
+	if err != nil {
+		return cfg
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cfg.Root = filepath.Join(dir, "contentd")
+	return cfg
+}
+
 // dial returns a connection of its own, which ends with the test if not before.
 func (s *site) dial() *grpc.ClientConn {
 	s.t.Helper()
@@ -85,7 +98,9 @@ func (s *site) works(what string) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
 	defer cancel()
-	in := contentrpc.NewClient(s.dial()).In(namespace.Scope{Name: "bystander"})
+	conn := s.dial()
+	defer conn.Close()
+	in := contentrpc.NewClient(conn).In(namespace.Scope{Name: "bystander"})
 	b := []byte(what)
 	d := digest.FromBytes(b)
 	if err := content.Put(ctx, in, content.WriterOptions{Ref: "bystander", Expected: d}, bytes.NewReader(b), nil); err != nil {

@@ -175,7 +175,7 @@ func (c *scoped) Update(ctx context.Context, info content.Info, fields ...string
 // work.
 const (
 	listBatch = 100
-	listSize  = 1 << 20
+	listSize  = 64 << 10
 )
 
 // List implements [content.Blobs].

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	api "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/errdefs"
@@ -21,28 +20,18 @@ import (
 	"github.com/gantryd/gantry/services/rpc"
 )
 
-const (
-	// A message of List has at most infosMax infos, and is sent once it has
-	// infosSize bytes.
-	infosMax  = 100
-	infosSize = 1 << 20
-
-	// chunk is how many bytes a message of Read has at most.
-	chunk = 1 << 20
-)
+// infosMax is how many infos a message of List has at most.
+const infosMax = 100
 
 // Register puts s on a server.
 func Register(r grpc.ServiceRegistrar, s content.Stores) {
-	api.RegisterContentServer(r, &server{
-		stores: s,
-		chunks: sync.Pool{New: func() any { b := make([]byte, chunk); return &b }},
-	})
+	api.RegisterContentServer(r, &server{stores: s, ration: newRation()})
 }
 
 type server struct {
 	api.UnsafeContentServer // a method we forget must not compile
 	stores                  content.Stores
-	chunks                  sync.Pool // of *[]byte
+	ration                  *ration
 }
 
 func (s *server) store(ctx context.Context) (content.Store, error) {
@@ -84,25 +73,29 @@ func (s *server) List(req *api.ListContentRequest, stream api.Content_ListServer
 	}
 	var batch []*api.Info
 	size := 0
+	send := func() error {
+		resp := &api.ListContentResponse{Info: batch}
+		batch, size = nil, 0
+		return stream.Send(resp)
+	}
 	for info, err := range store.List(stream.Context(), req.Filters...) {
 		if err != nil {
 			return err
 		}
 		p := toInfo(info)
+		more := proto.Size(p)
+		if len(batch) == infosMax || len(batch) > 0 && size+more > small {
+			if err := send(); err != nil {
+				return err
+			}
+		}
 		batch = append(batch, p)
-		size += proto.Size(p)
-		if len(batch) < infosMax && size < infosSize {
-			continue
-		}
-		if err := stream.Send(&api.ListContentResponse{Info: batch}); err != nil {
-			return err
-		}
-		batch, size = nil, 0
+		size += more
 	}
 	if len(batch) == 0 {
 		return nil
 	}
-	return stream.Send(&api.ListContentResponse{Info: batch})
+	return send()
 }
 
 func (s *server) Delete(ctx context.Context, req *api.DeleteContentRequest) (*emptypb.Empty, error) {
@@ -136,10 +129,10 @@ func (s *server) Read(req *api.ReadContentRequest, stream api.Content_ReadServer
 	if req.Size > 0 {
 		size = min(size, req.Size)
 	}
-	buf := s.chunks.Get().(*[]byte)
-	defer s.chunks.Put(buf)
+	share := s.ration.share()
+	defer share.end()
 	for sent := int64(0); sent < size; {
-		p := (*buf)[:min(size-sent, chunk)]
+		p := share.next(sent, size-sent)
 		if n, err := r.ReadAt(p, from+sent); n < len(p) {
 			return readError(req.Digest, err)
 		}
