@@ -28,6 +28,7 @@ func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		return fmt.Errorf("writer of ref %s is closed: %w", w.options.Ref, errdefs.ErrFailedPrecondition)
 	}
 	defer w.release()
+	w.fetch.Ending()
 	w.sum = w.Digest()
 	ended, err := w.commit(ctx, size, expected, labels)
 	if ended {

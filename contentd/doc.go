@@ -40,7 +40,8 @@
 // A ref is held by its writer, in memory. A digest is locked, by one mutex of
 // 256, while its file is put into place or taken away and the transaction goes
 // with it, so that whoever commits a blob and whoever collects it exclude each
-// other. Store.mu and writer.mu are leaves. Order: digest, then the database's
+// other. Store.mu and writer.mu are leaves, but that a writer tells how far it is
+// under writer.mu, and the lock of the fetches is below that. Order: digest, then the database's
 // turn, then a leaf. No lock is held while a lease is looked up.
 //
 // A blob that a writer borrows from another namespace is pinned, in memory, and
@@ -53,6 +54,13 @@
 // "isolated" the labels of the namespaces that have the blob say it, and imaged
 // is asked for them each time a writer expects such a blob: for at most two
 // seconds, and without an answer nothing is shared.
+//
+// # Waiting
+//
+// Of several writers that expect one digest, and may have each other's blobs,
+// one brings the bytes and the others wait in Writer with nothing but their refs.
+// Whom they wait for, and for how long, is [content.Fetches]: nobody can hold up
+// another namespace for more than ten seconds, whatever it writes.
 //
 // # Limits
 //

@@ -14,7 +14,6 @@ import (
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/filter"
 	"github.com/gantryd/gantry/services/kv"
-	"github.com/gantryd/gantry/services/lease"
 )
 
 // Writer implements [content.Ingests].
@@ -26,12 +25,10 @@ func (c *scoped) Writer(ctx context.Context, o content.WriterOptions) (content.W
 	if err != nil {
 		return nil, err
 	}
-	if o.Expected != "" {
-		if err := c.exists(ctx, o, l); err != nil {
-			return nil, err
-		}
-	}
 	w := &writer{c: c, ctx: ctx, options: o, lease: l, since: c.now()}
+	if err := w.already(); err != nil {
+		return nil, err
+	}
 	if err := c.hold(w); err != nil {
 		return nil, err
 	}
@@ -42,9 +39,13 @@ func (c *scoped) Writer(ctx context.Context, o content.WriterOptions) (content.W
 	return w, nil
 }
 
-// exists is [errdefs.ErrAlreadyExists] if the namespace has the expected blob,
+// already is [errdefs.ErrAlreadyExists] if the namespace has the expected blob,
 // which has then joined the lease, and left no ingest that nobody writes.
-func (c *scoped) exists(ctx context.Context, o content.WriterOptions, l lease.Ref) error {
+func (w *writer) already() error {
+	c, o, l := w.c, w.options, w.lease
+	if o.Expected == "" {
+		return nil
+	}
 	there, settled := false, false
 	look := func(tx *kv.Tx) (err error) {
 		if _, err = c.blob(tx, o.Expected); errors.Is(err, errdefs.ErrNotFound) {
@@ -65,12 +66,12 @@ func (c *scoped) exists(ctx context.Context, o content.WriterOptions, l lease.Re
 	}
 	left := ""
 	if !settled {
-		err := c.db.Release(ctx, func(tx *kv.Tx) (err error) {
+		err := c.db.Release(w.ctx, func(tx *kv.Tx) (err error) {
 			there = false
 			if err = look(tx); err != nil || !there {
 				return err // or deleted meanwhile
 			}
-			if c.writerOf(o.Ref) == nil {
+			if holder := c.writerOf(o.Ref); holder == nil || holder == w {
 				if left, _, err = c.forget(tx, o.Ref); err != nil {
 					return err
 				}

@@ -51,6 +51,9 @@ type Store struct {
 	// digests are locked while a file in blobs/ comes or goes.
 	digests [256]sync.Mutex
 
+	// fetches are the writers that others wait for.
+	fetches content.Fetches
+
 	// bell has an item when there is something to collect.
 	bell chan struct{}
 

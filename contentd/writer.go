@@ -24,6 +24,7 @@ type writer struct {
 	options content.WriterOptions
 	lease   lease.Ref // at that time
 	since   time.Time
+	fetch   *content.Fetch // nil if nobody waits for its bytes
 
 	name      string // in ingest/
 	file      file   // nil while it borrows
@@ -47,22 +48,10 @@ func (w *writer) held() held { return held{w.c.scope.Name, w.options.Ref} }
 // begin borrows the expected blob, or starts or resumes an ingest.
 func (w *writer) begin() error {
 	if w.options.Expected != "" {
-		ok, err := w.c.mayBorrow(w.ctx, w.options.Expected)
-		if err != nil {
+		var err error
+		w.fetch, err = w.c.fetches.Start(w.ctx, w.c.scope.Name, w.options, w.lends, w.look())
+		if err != nil || w.fetch == nil {
 			return err
-		}
-		size := int64(0)
-		if ok {
-			if size, ok, err = w.c.pin(w.options.Expected); err != nil {
-				return err
-			}
-		}
-		if ok && (w.options.Total == 0 || w.options.Total == size) {
-			w.borrow(size)
-			return nil
-		}
-		if ok {
-			w.c.unpin(w.options.Expected)
 		}
 	}
 	if err := w.c.room(0); err != nil {
@@ -72,6 +61,46 @@ func (w *writer) begin() error {
 		return err
 	}
 	return w.orClose(w.c.room(max(w.options.Total-w.status.Offset, 0)))
+}
+
+// lends says whether the policy lets the namespace have what another commits.
+func (w *writer) lends(namespace string) bool {
+	return w.c.cfg.Sharing == content.Shared || content.Shareable(w.ctx, w.c.needs.Namespaces, namespace)
+}
+
+// look returns what borrows the expected blob, if it is there. From the second
+// time on, after others were waited for, it looks for everything again.
+func (w *writer) look() (there func() (bool, error)) {
+	again := false
+	return func() (_ bool, err error) {
+		if again {
+			if w.lease, err = w.c.lookup(w.ctx); err != nil {
+				return false, err
+			}
+			if err := w.already(); err != nil {
+				return false, err
+			}
+		}
+		again = true
+		return w.tryBorrow()
+	}
+}
+
+func (w *writer) tryBorrow() (bool, error) {
+	ok, err := w.c.mayBorrow(w.ctx, w.options.Expected)
+	if err != nil || !ok {
+		return false, err
+	}
+	size, ok, err := w.c.pin(w.options.Expected)
+	if err != nil || !ok {
+		return false, err
+	}
+	if w.options.Total != 0 && w.options.Total != size {
+		w.c.unpin(w.options.Expected)
+		return false, nil
+	}
+	w.borrow(size)
+	return true, nil
 }
 
 func (w *writer) borrow(size int64) {
@@ -110,10 +139,14 @@ func (w *writer) isAborted() bool {
 	return w.aborted
 }
 
-// abort ends a writer's ingest, and says whether it had not ended before.
+// abort ends a writer's ingest, and says whether there was one that had not
+// ended before.
 func (w *writer) abort() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.status.Ref == "" {
+		return false // it waits for others to write
+	}
 	ended := w.over || w.aborted
 	w.aborted = true
 	return !ended
@@ -125,6 +158,7 @@ func (w *writer) moved(n int64) {
 	defer w.mu.Unlock()
 	w.status.Offset += n
 	w.status.UpdatedAt = w.c.now()
+	w.fetch.At(w.status.Offset)
 }
 
 // roomEvery is how many bytes are written between two looks at the disk.
@@ -271,8 +305,9 @@ func (w *writer) release() {
 		w.c.unpin(w.options.Expected)
 	}
 	w.c.mu.Lock()
-	defer w.c.mu.Unlock()
 	if w.c.writers[w.held()] == w {
 		delete(w.c.writers, w.held())
 	}
+	w.c.mu.Unlock()
+	w.fetch.End()
 }

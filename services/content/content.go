@@ -120,6 +120,14 @@ type Ingests interface {
 	// it: the writer begins at its end, and Commit makes it a blob of this
 	// namespace too. Such an ingest has no Status until something else is done
 	// to it. Elsewhere the writer begins at 0, and asks for every byte.
+	//
+	// Of the writers that expect the same digest, under other refs or in
+	// namespaces that may have each other's blobs, one brings the bytes. The
+	// others wait in Writer, holding their refs, and then the blob is there.
+	// One of those who wait goes on as the next when the one before ends
+	// without a commit, brings nothing for 5 seconds, or less than 64 KiB a
+	// second; nobody waits longer than 10 seconds for other namespaces. See
+	// [Fetches].
 	Writer(ctx context.Context, o WriterOptions) (Writer, error)
 
 	// Status is [errdefs.ErrNotFound] if there is no such ingest.

@@ -114,6 +114,10 @@ var promises = []struct {
 	{"a lease that does not exist is not found and nothing is made", leaseMissing},
 	{"what is made becomes a resource of the lease", leaseMembers},
 	{"what is there already becomes a resource of the lease", leaseExisting},
+	{"of those who expect one digest one brings it and the others wait", waitForTheFirst},
+	{"when the first ends without a commit one of the others goes on", oneGoesOn},
+	{"who waits holds its ref and is let go with its caller", waitingHoldsTheRef},
+	{"nobody waits for what it does not expect", anotherTotalWaitsForNobody},
 	{"many writers of one blob at once make one", race},
 	{"writers of many blobs at once make all", manyAtOnce},
 }

@@ -21,6 +21,7 @@ var isolatedPromises = []struct {
 	{"a namespace says itself whether others may have its blobs", shareable},
 	{"only a namespace that has the blob can share it", shareableWithoutBlob},
 	{"where labels cannot be known nothing is shared", labelsUnknown},
+	{"nobody waits for what it may not have", isolatedWaitsForNobody},
 	{"bytes that nobody has any more have to be written again", isolatedDeleted},
 }
 
@@ -132,4 +133,19 @@ func isolatedDeleted(t *testing.T, sub *subject) {
 		t.Fatalf("Delete: %v", err)
 	}
 	wantBorrowed(t, sub.Stores.In(two), b, false)
+}
+
+func isolatedWaitsForNobody(t *testing.T, sub *subject) {
+	b := body(48, 1000)
+	o := content.WriterOptions{Ref: "r", Total: 1000, Expected: digest.FromBytes(b)}
+	first := writer(t, sub.Stores.In(one), o)
+	second := writer(t, sub.Stores.In(two), o)
+	for _, w := range []content.Writer{first, second} {
+		write(t, w, b)
+		if err := w.Commit(t.Context(), 0, "", nil); err != nil {
+			t.Errorf("Commit: %v", err)
+		}
+	}
+	wantBytes(t, sub.Stores.In(one), o.Expected, b)
+	wantBytes(t, sub.Stores.In(two), o.Expected, b)
 }
