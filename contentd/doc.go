@@ -5,6 +5,7 @@
 //
 //	<root>/blobs/<algorithm>/<hex>   whole blobs, 0444
 //	<root>/ingest/<random>           blobs being written, 0600
+//	<root>/quarantine/<algorithm>-<hex>-<random>   blobs whose bytes are wrong
 //	<root>/db/                       records, see package kv
 //
 // The records, by key:
@@ -34,6 +35,9 @@
 // An ingest keeps the bytes that were synced when its writer was closed, and
 // the state of their hash, so that a resume reads only what came after. The
 // state is forgotten before the bytes it is of can change.
+//
+// A blob that a check found corrupt is moved to quarantine/, and its records
+// stay: without a file it is absent, as above, until it is committed again.
 //
 // # Locking
 //

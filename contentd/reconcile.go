@@ -31,7 +31,7 @@ func (s *Store) reconcile() error {
 // own name to make so.
 func (s *Store) makeDirs() error {
 	blobs := filepath.Join(s.cfg.Root, "blobs")
-	dirs := []string{s.cfg.Root, blobs, s.ingests()}
+	dirs := []string{s.cfg.Root, blobs, s.ingests(), s.quarantined()}
 	for _, a := range content.Algorithms() {
 		dirs = append(dirs, s.blobs(a))
 	}

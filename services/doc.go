@@ -52,6 +52,8 @@
 //	task       containers that run                 taskd
 //	runner     a container, seen from beside it    the shim
 //	event      what became true, in order          eventbus
+//	fsck       whether what is kept is whole       contentd
+//	backup     records, copied and put back        contentd
 //
 // Smaller words that they share are ident, label, filter, mount and typed.
 //

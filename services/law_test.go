@@ -19,7 +19,7 @@ import (
 // The nouns, without their wires and promises.
 const nouns = "services/ident services/typed services/mount services/label services/filter services/suite " +
 	"services/namespace services/event services/lease services/content services/snapshot services/diff " +
-	"services/image services/container services/task services/runner "
+	"services/image services/container services/task services/runner services/fsck services/backup "
 
 // What an engine may know: contracts, the mechanisms of the kit that know no
 // wire, and libraries that are about disks and kernels.
@@ -41,6 +41,8 @@ var law = []struct{ from, may string }{
 	{"services/label", ""},
 	{"services/filter", ""},
 	{"services/suite", ""},
+	{"services/fsck", ""},
+	{"services/backup", ""},
 	{"services/namespace", "services/ident services/label services/filter"},
 	{"services/event", "services/ident services/filter"},
 	{"services/lease", "services/namespace services/label services/filter"},

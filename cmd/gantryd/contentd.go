@@ -7,9 +7,11 @@ import (
 	"net"
 
 	"github.com/gantryd/gantry/contentd"
+	"github.com/gantryd/gantry/services/backup/backuprpc"
 	"github.com/gantryd/gantry/services/content/contentrpc"
 	"github.com/gantryd/gantry/services/daemon"
 	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/fsck/fsckrpc"
 	"github.com/gantryd/gantry/services/lease/leaserpc"
 	"github.com/gantryd/gantry/services/namespace/namespacerpc"
 	"github.com/gantryd/gantry/services/rpc"
@@ -58,6 +60,9 @@ func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	}
 	srv := rpc.NewServer(suite.Contentd, log, rpc.WithOperators(cfg.Group))
 	contentrpc.Register(srv, store)
+	contentrpc.RegisterMeter(srv, store)
+	fsckrpc.Register(srv, store)
+	backuprpc.Register(srv, store)
 	leaserpc.RegisterMembers(srv, store)
 	namespacerpc.RegisterHolder(srv, store)
 	return daemon.Serve(ctx, daemon.Serving{

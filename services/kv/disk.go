@@ -24,8 +24,10 @@ const (
 )
 
 // prepare makes a directory fit to be opened: it exists, only its owner can
-// enter it, it holds a database or nothing, and no file in it is half made.
-func prepare(dir string, sp *space) error {
+// enter it, it holds a database or nothing, and no file in it is half made or
+// damaged.
+func prepare(o *Options, sp *space) error {
+	dir := o.Dir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -52,6 +54,9 @@ func prepare(dir string, sp *space) error {
 	if err := sweep(dir, entries); err != nil {
 		return err
 	}
+	if err := checkFiles(o); err != nil {
+		return err
+	}
 	return sp.look().refuse(true)
 }
 
@@ -59,14 +64,19 @@ func prepare(dir string, sp *space) error {
 var beforeManifest = []string{"LOCK", "MANIFEST-REWRITE", "KEYREGISTRY", "REWRITE-KEYREGISTRY", ballastName, "lost+found"}
 
 func wantDatabase(entries []os.DirEntry) error {
-	var other string
+	var other, ours string
 	for _, e := range entries {
 		if e.Name() == "MANIFEST" {
 			return nil
 		}
-		if !slices.Contains(beforeManifest, e.Name()) {
+		if ext := filepath.Ext(e.Name()); e.Name() == witnessName || ext == ".sst" || ext == ".mem" || ext == ".vlog" {
+			ours = e.Name()
+		} else if !slices.Contains(beforeManifest, e.Name()) {
 			other = e.Name()
 		}
+	}
+	if ours != "" {
+		return fmt.Errorf("there is %q, and the MANIFEST is gone: %w", ours, errdefs.ErrDataLoss)
 	}
 	if other != "" {
 		return fmt.Errorf("not a database, and not empty: there is %q: %w", other, errdefs.ErrFailedPrecondition)

@@ -5,15 +5,29 @@
 //
 //	<dir>/            a Badger database
 //	<dir>/ballast     space held back, so that a full disk still lets go
+//	<dir>/witness     how many commits there were, to be disproved by
+//	<dir>.new/        a database that is about to take this one's place
 //
 // One row, which no caller can reach, says whose database this is, which layout
-// its keys have, and its incarnation.
+// its keys have, and its incarnation. Another, the ledger, says how many rows
+// there are and what they hash to.
 //
 // # What survives a crash
 //
 // Every update that was acknowledged, whole; of one that was not, all or
 // nothing. A process killed between making a log file and sizing it leaves an
 // empty file that Badger refuses, so Open removes empty log files first.
+//
+// # Damage
+//
+// Open reads every table within bounds before Badger maps it, compares the rows
+// with the ledger, which every commit rewrites, and the ledger with the witness:
+// what is missing, damaged or older than it was is [errdefs.ErrDataLoss], and
+// nothing ends the process. It cannot be told that the last commits are missing
+// if the power was lost before the witness, which is not synced, was on the
+// disk, and the damage is where they were; nor if the whole directory is an
+// older copy. Of a table that is damaged while it is in use Badger says that its
+// rows are not there; Verify, and every backup, find that.
 //
 // # Group commit
 //

@@ -189,6 +189,14 @@ func (p *part) write() error {
 	}
 	txn := p.db.badger.NewTransaction(true)
 	defer txn.Discard()
+	l, _, err := getLedger(txn)
+	if err != nil {
+		return dataLoss(err)
+	}
+	l.account(txn, p.writes)
+	if err := txn.Set(ledgerKey, l.encode()); err != nil {
+		return err
+	}
 	for k, w := range p.writes {
 		var err error
 		if w.deleted {
@@ -200,7 +208,13 @@ func (p *part) write() error {
 			return err
 		}
 	}
-	return txn.Commit()
+	if err := txn.Commit(); err != nil {
+		return err
+	}
+	if err := p.db.witness.set(l.commits); err != nil {
+		p.db.space.log.Debug("the witness is behind", "err", err)
+	}
+	return nil
 }
 
 func (p *part) discard() {

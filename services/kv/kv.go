@@ -7,15 +7,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"golang.org/x/sys/unix"
 )
 
 // Options say which database to open.
@@ -37,19 +39,22 @@ const freeMinDefault = 64 << 20
 
 // A DB is an open database. Methods may be called from any goroutine.
 type DB struct {
-	badger *badger.DB
-	space  *space
-	owner  owner
+	options Options
+	badger  *badger.DB
+	space   *space
+	witness witness
+	owner   owner
 
 	// turn is held by whoever runs and commits a group.
 	turn chan struct{}
 
 	// mu guards the fields below it.
 	mu      sync.Mutex
-	waiting []*update
-	users   int
-	closed  bool
-	idle    *sync.Cond // users became 0
+	waiting  []*update
+	users    int
+	swapping bool // nobody may enter for a moment
+	closed   bool
+	idle     *sync.Cond // users became 0, or swapping false
 }
 
 // An owner is the row that says whose database this is.
@@ -65,20 +70,26 @@ var ownerKey = []byte("\x01owner")
 // Open opens or makes a database. A directory that belongs to another owner, a
 // schema newer than the caller's, a database that another process has open, and
 // a directory with something else in it are [errdefs.ErrFailedPrecondition]. A
-// disk too full to open it is [errdefs.ErrResourceExhausted].
+// disk too full to open it is [errdefs.ErrResourceExhausted]. One that is
+// damaged, or has lost anything, is [errdefs.ErrDataLoss]: it is whole, or it is
+// not opened.
 func Open(o Options) (*DB, error) {
-	db, err := open(&o)
+	db, seen, err := open(&o)
 	if err != nil {
 		return nil, err
 	}
-	if err := db.settle(o); err != nil {
+	if err := db.prove(context.Background(), seen); err != nil {
+		return nil, errors.Join(fmt.Errorf("database %s: %w", o.Dir, err), db.Close())
+	}
+	if err := errors.Join(db.settle(o), db.startLedger(context.Background())); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
 }
 
-// open fills in the defaults and opens the database without asking whose it is.
-func open(o *Options) (*DB, error) {
+// open fills in the defaults and opens the database without asking whose it is,
+// nor whether all of it is there. It returns how many commits were seen.
+func open(o *Options) (*DB, uint64, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -86,7 +97,7 @@ func open(o *Options) (*DB, error) {
 		o.FreeMin = freeMinDefault
 	}
 	if o.Owner == "" || o.Schema < 1 {
-		return nil, fmt.Errorf("database %s: want an owner and a schema from 1: %w", o.Dir, errdefs.ErrInvalidArgument)
+		return nil, 0, fmt.Errorf("database %s: want an owner and a schema from 1: %w", o.Dir, errdefs.ErrInvalidArgument)
 	}
 	sp := &space{dir: o.Dir, freeMin: o.FreeMin, log: o.Log}
 	b, err := openBadger(o, sp)
@@ -97,30 +108,63 @@ func open(o *Options) (*DB, error) {
 		b, err = openBadger(o, sp)
 	}
 	if inUse(err) {
-		return nil, fmt.Errorf("database %s: in use by another process: %w", o.Dir, errdefs.ErrFailedPrecondition)
+		return nil, 0, fmt.Errorf("database %s: in use by another process: %w", o.Dir, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("database %s: %w", o.Dir, err)
+		return nil, 0, fmt.Errorf("database %s: %w", o.Dir, err)
 	}
-	db := &DB{badger: b, space: sp, turn: make(chan struct{}, 1)}
+	w, seen, err := openWitness(o.Dir)
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("database %s: %w", o.Dir, err), b.Close())
+	}
+	db := &DB{options: *o, badger: b, space: sp, witness: w, turn: make(chan struct{}, 1)}
 	db.idle = sync.NewCond(&db.mu)
-	return db, nil
+	return db, seen, nil
 }
 
 // lockTime is how long Open waits for another process to let go.
 const lockTime = time.Second
 
 func openBadger(o *Options, sp *space) (*badger.DB, error) {
-	if err := prepare(o.Dir, sp); err != nil {
-		return nil, err
+	if err := prepare(o, sp); err != nil {
+		return nil, damaged(err)
 	}
-	b, err := badger.Open(settings(o))
+	b, err := tryBadger(o)
 	if err != nil && !inUse(err) {
 		// What stopped it may have been mended by the attempt itself.
 		o.Log.Warn("opening the database again", "dir", o.Dir, "err", err)
-		b, err = badger.Open(settings(o))
+		b, err = tryBadger(o)
 	}
-	return b, err
+	return b, damaged(err)
+}
+
+// tryBadger makes what Badger does about files that it cannot understand an
+// error.
+func tryBadger(o *Options) (b *badger.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			b, err = nil, fmt.Errorf("badger: %v: %w", r, errdefs.ErrDataLoss)
+		}
+	}()
+	return badger.Open(settings(o))
+}
+
+// damaged gives an error of opening the files its kind: where it is not for the
+// system's reasons, it is for what is in them.
+func damaged(err error) error {
+	if err == nil || inUse(err) {
+		return err
+	}
+	for _, other := range []error{
+		errdefs.ErrDataLoss, errdefs.ErrFailedPrecondition, errdefs.ErrResourceExhausted, errdefs.ErrInvalidArgument,
+		fs.ErrPermission, unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EROFS, unix.EIO,
+	} {
+		if errors.Is(err, other) {
+			return err
+		}
+	}
+	return dataLoss(err)
 }
 
 // settings are small tables, no caches and nothing in the value log, so that an
@@ -135,6 +179,7 @@ func settings(o *Options) badger.Options {
 		WithNumMemtables(1).
 		WithValueThreshold(300 << 10). // at most 15 % of a memtable
 		WithVerifyValueChecksum(true).
+		WithChecksumVerificationMode(options.OnBlockRead).
 		WithCompression(options.None).
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(0).
@@ -218,7 +263,11 @@ func newIncarnation() string {
 
 // Incarnation names this database for good: made when it was, and made anew
 // when it is restored from a backup.
-func (db *DB) Incarnation() string { return db.owner.Incarnation }
+func (db *DB) Incarnation() string {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.owner.Incarnation
+}
 
 // View runs fn on a snapshot of the database.
 func (db *DB) View(fn func(tx *Tx) error) error {
@@ -229,52 +278,6 @@ func (db *DB) View(fn func(tx *Tx) error) error {
 	snap := db.badger.NewTransaction(false)
 	defer snap.Discard()
 	return (&Tx{snap: snap}).run(fn)
-}
-
-// Backup writes a backup that Restore reads.
-func (db *DB) Backup(w io.Writer) error {
-	if err := db.enter(); err != nil {
-		return err
-	}
-	defer db.leave()
-	if _, err := db.badger.Backup(w, 0); err != nil {
-		return fmt.Errorf("backup: %w", err)
-	}
-	return nil
-}
-
-// Restore makes a database from a backup, in a directory that is missing or
-// empty. It is a new incarnation of the database.
-func Restore(o Options, r io.Reader) error {
-	db, err := open(&o)
-	if err != nil {
-		return err
-	}
-	if err := db.restore(o, r); err != nil {
-		return errors.Join(fmt.Errorf("restore to %s: %w", o.Dir, err), db.Close())
-	}
-	return db.Close()
-}
-
-func (db *DB) restore(o Options, r io.Reader) error {
-	if err := db.View(func(tx *Tx) error {
-		return errors.Join(wantEmpty(tx), wantAbsent(tx.getOwner(&db.owner)))
-	}); err != nil {
-		return err
-	}
-	if err := db.badger.Load(r, 16); err != nil {
-		return err
-	}
-	return db.Update(context.Background(), func(tx *Tx) error {
-		if err := tx.getOwner(&db.owner); err != nil {
-			return fmt.Errorf("the backup does not say whose it is: %w", err)
-		}
-		if db.owner.Daemon != o.Owner {
-			return fmt.Errorf("the backup is %s's, not %s's: %w", db.owner.Daemon, o.Owner, errdefs.ErrFailedPrecondition)
-		}
-		db.owner.Incarnation = newIncarnation()
-		return tx.putOwner(db.owner)
-	})
 }
 
 func wantAbsent(err error) error {
@@ -293,6 +296,9 @@ func wantAbsent(err error) error {
 // is lost, and the process has them open until it exits.
 func (db *DB) Close() error {
 	db.mu.Lock()
+	for db.swapping {
+		db.idle.Wait()
+	}
 	if db.closed {
 		db.mu.Unlock()
 		return nil
@@ -302,22 +308,41 @@ func (db *DB) Close() error {
 		db.idle.Wait()
 	}
 	db.mu.Unlock()
+	return db.closeFiles()
+}
+
+func (db *DB) closeFiles() (err error) {
 	// Badger writes what it has in memory into a table.
 	if err := db.space.look().refuse(true); err != nil {
 		return err
 	}
-	return db.badger.Close()
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("badger: %v: %w", r, errdefs.ErrDataLoss)
+		}
+	}()
+	return errors.Join(db.badger.Close(), db.witness.f.Close())
 }
 
 // enter counts a user of the files, which may not be unmapped before leave.
 func (db *DB) enter() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
+	for db.swapping {
+		db.idle.Wait()
+	}
 	if db.closed {
 		return fmt.Errorf("database is closed: %w", errdefs.ErrUnavailable)
 	}
 	db.users++
 	return nil
+}
+
+// isClosing says that long reads are in the way.
+func (db *DB) isClosing() bool {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.closed || db.swapping
 }
 
 func (db *DB) leave() {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -315,7 +316,7 @@ func TestCloseWaitsAndThenAllIsUnavailable(t *testing.T) {
 	close(leave)
 	all.Wait()
 	wantKind(t, db.Update(t.Context(), func(*kv.Tx) error { return nil }), errdefs.ErrUnavailable)
-	wantKind(t, db.Backup(&bytes.Buffer{}), errdefs.ErrUnavailable)
+	wantKind(t, db.Backup(t.Context(), &bytes.Buffer{}), errdefs.ErrUnavailable)
 	if err := db.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
@@ -416,23 +417,28 @@ func TestEmptyLogFilesAreSwept(t *testing.T) {
 	}
 }
 
+func restoreTo(t *testing.T, o kv.Options, r io.Reader) error {
+	_, err := kv.Restore(t.Context(), o, r)
+	return err
+}
+
 func TestABackupIsRestoredAsAnotherIncarnation(t *testing.T) {
 	db := open(t, options(t))
 	for i := range 2000 {
 		put(t, db, fmt.Sprint("k", i), fmt.Sprint(i))
 	}
 	var b bytes.Buffer
-	if err := db.Backup(&b); err != nil {
+	if err := db.Backup(t.Context(), &b); err != nil {
 		t.Fatal(err)
 	}
 	o := options(t)
-	if err := kv.Restore(o, bytes.NewReader(b.Bytes())); err != nil {
+	if err := restoreTo(t, o, bytes.NewReader(b.Bytes())); err != nil {
 		t.Fatal(err)
 	}
-	wantKind(t, kv.Restore(o, bytes.NewReader(b.Bytes())), errdefs.ErrFailedPrecondition)
+	wantKind(t, restoreTo(t, o, bytes.NewReader(b.Bytes())), errdefs.ErrFailedPrecondition)
 	foreign := options(t)
 	foreign.Owner = "taskd"
-	wantKind(t, kv.Restore(foreign, bytes.NewReader(b.Bytes())), errdefs.ErrFailedPrecondition)
+	wantKind(t, restoreTo(t, foreign, bytes.NewReader(b.Bytes())), errdefs.ErrFailedPrecondition)
 	again := open(t, o)
 	var want, got []string
 	_ = db.View(func(tx *kv.Tx) error { want = keys(tx, "", ""); return nil })

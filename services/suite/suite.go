@@ -83,7 +83,10 @@ var Daemons = []Daemon{
 		User:    "gantry-content",
 		Does:    "keeps blobs",
 		Public:  []string{"containerd.services.content.v1.Content"},
-		Private: []string{"gantry.lease.v1.Members", "gantry.namespace.v1.Holder"},
+		Private: []string{
+			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder",
+			"gantry.fsck.v1.Checker", "gantry.backup.v1.Keeper", "gantry.content.v1.Usage",
+		},
 	},
 	{
 		Name: Snapshotd,
