@@ -55,7 +55,7 @@ func newPower(t testing.TB, root string, cutAt int, keepNames bool) *power {
 		t: t, root: root, keepNames: keepNames, cutAt: cutAt,
 		live: map[string]*inode{}, moves: map[string]string{},
 	}
-	for _, top := range []string{"blobs", "ingest"} {
+	for _, top := range []string{"blobs", "ingest", "quarantine"} {
 		err := filepath.WalkDir(filepath.Join(root, top), func(path string, e fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
@@ -116,7 +116,7 @@ type image struct{ files map[string]inode }
 // restore makes the files of root what they were.
 func (i *image) restore(t testing.TB, root string) {
 	t.Helper()
-	for _, top := range []string{"blobs", "ingest"} {
+	for _, top := range []string{"blobs", "ingest", "quarantine"} {
 		if err := os.RemoveAll(filepath.Join(root, top)); err != nil {
 			t.Fatal(err)
 		}
