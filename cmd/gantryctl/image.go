@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -43,7 +44,7 @@ func newImageRow(i image.Image) imageRow {
 
 func imageImport(n *node) *cobra.Command {
 	var name string
-	var noUnpack bool
+	var noUnpack, quiet bool
 	c := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Import images from an archive",
@@ -60,16 +61,20 @@ An archive that is damaged in any way changes nothing.`,
 		Args:        cobra.ExactArgs(1),
 		Annotations: endless,
 		RunE: n.reaching(func(c *cobra.Command, args []string) error {
-			in := c.InOrStdin()
+			in, size := c.InOrStdin(), int64(0)
 			if args[0] != "-" {
 				f, err := os.Open(args[0])
 				if err != nil {
 					return err
 				}
 				defer f.Close()
+				if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() {
+					size = fi.Size()
+				}
 				in = f
 			}
-			o := client.ImportOptions{Name: name, OwnNames: name == ""}
+			p := n.progress(c, "import "+filepath.Base(args[0]), quiet)
+			o := client.ImportOptions{Name: name, OwnNames: name == "", Progress: p.follow(size)}
 			if !noUnpack {
 				var err error
 				if o.Snapshotter, err = n.snapshotter(c.Context()); err != nil {
@@ -77,6 +82,7 @@ An archive that is damaged in any way changes nothing.`,
 				}
 			}
 			images, err := n.in().Import(c.Context(), in, o)
+			p.end()
 			switch {
 			case errors.Is(err, errdefs.ErrAlreadyExists), errors.Is(err, client.ErrNameless):
 				return fmt.Errorf("import %s: %w; --name NAME says what to call the image", args[0], err)
@@ -93,6 +99,7 @@ An archive that is damaged in any way changes nothing.`,
 	}
 	c.Flags().StringVar(&name, "name", "", "call the image `NAME`")
 	c.Flags().BoolVar(&noUnpack, "no-unpack", false, "leave unpacking to the first run")
+	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "say nothing of how far it is")
 	return c
 }
 

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -26,6 +29,44 @@ func show[T any](w io.Writer, output string, header []string, rows []T, cells fu
 		fmt.Fprintln(t, strings.Join(cells(r), "\t"))
 	}
 	return t.Flush()
+}
+
+// stream is show for rows that may be many: it prints each when it comes, as an
+// element of a JSON array or as the line that line makes of it.
+func stream[T any](w io.Writer, output, header string, rows iter.Seq2[T, error], line func(T) string) error {
+	b := bufio.NewWriterSize(w, 64<<10)
+	if output == "json" {
+		return errors.Join(streamJSON(b, rows), b.Flush())
+	}
+	if header != "" {
+		fmt.Fprintln(b, header)
+	}
+	for r, err := range rows {
+		if err != nil {
+			return errors.Join(err, b.Flush())
+		}
+		fmt.Fprintln(b, line(r))
+	}
+	return b.Flush()
+}
+
+// streamJSON prints an array, which is whole also where an error ends the rows.
+func streamJSON[T any](b *bufio.Writer, rows iter.Seq2[T, error]) (failed error) {
+	before, end := "[\n  ", "[]\n"
+	for r, err := range rows {
+		if failed = err; failed != nil {
+			break
+		}
+		var text []byte
+		if text, failed = json.MarshalIndent(r, "  ", "  "); failed != nil {
+			break
+		}
+		b.WriteString(before)
+		b.Write(text)
+		before, end = ",\n  ", "\n]\n"
+	}
+	b.WriteString(end)
+	return failed
 }
 
 // since is how long ago t was, for people.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/gantryd/gantry/client"
 )
 
 // How often progress is told.
@@ -29,8 +31,8 @@ type progress struct {
 	width func() int // columns, or nil if w is no terminal
 	now   func() time.Time
 
-	began, told time.Time // of the first call of at, and of the last told one
-	first       int64     // what was there when it began
+	began, told time.Time // when the stage began, and of the last line
+	first       int64     // what was there when the stage began
 	shown       bool      // there is a line to be cleared
 }
 
@@ -68,7 +70,10 @@ func (p *progress) at(done, total int64, notes ...string) {
 	}
 	now := p.now()
 	if p.began.IsZero() {
-		p.began, p.told, p.first = now, now, done
+		p.began, p.first = now, done
+	}
+	if p.told.IsZero() {
+		p.told = now
 	}
 	pause := progressLog
 	if p.width != nil {
@@ -91,6 +96,24 @@ func (p *progress) at(done, total int64, notes ...string) {
 
 // clearLine goes to the line's begin and clears it.
 const clearLine = "\r\x1b[K"
+
+// follow tells of what package client does. A total that it does not know is
+// the one that is given, 0 if nobody knows it.
+func (p *progress) follow(total int64) func(client.Progress) {
+	if p == nil {
+		return nil
+	}
+	var stage client.Stage
+	return func(c client.Progress) {
+		if c.Stage != stage && c.Stage != client.StageWait {
+			stage, p.began = c.Stage, time.Time{}
+		}
+		if c.Total == 0 {
+			c.Total = total
+		}
+		p.at(c.Done, c.Total, string(c.Stage))
+	}
+}
 
 // end takes the line away.
 func (p *progress) end() {
