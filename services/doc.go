@@ -54,6 +54,7 @@
 //	event      what became true, in order          eventbus
 //	fsck       whether what is kept is whole       contentd
 //	backup     records, copied and put back        contentd
+//	gc         what nobody refers to, and goes     every owner; imaged coordinates
 //
 // Smaller words that they share are ident, label, filter, mount and typed.
 //

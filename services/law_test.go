@@ -19,7 +19,7 @@ import (
 // The nouns, without their wires and promises.
 const nouns = "services/ident services/typed services/mount services/label services/filter services/suite " +
 	"services/namespace services/event services/lease services/content services/snapshot services/diff " +
-	"services/image services/container services/task services/runner services/fsck services/backup "
+	"services/image services/container services/task services/runner services/fsck services/backup services/gc "
 
 // What an engine may know: contracts, the mechanisms of the kit that know no
 // wire, and libraries that are about disks and kernels.
@@ -53,6 +53,7 @@ var law = []struct{ from, may string }{
 	{"services/container", "services/namespace services/label services/filter services/ident services/typed"},
 	{"services/task", "services/namespace services/filter services/ident services/typed services/mount services/container"},
 	{"services/runner", "services/mount services/typed services/task"},
+	{"services/gc", "services/lease"},
 
 	// The wire. Only these packages have heard of gRPC, ttrpc or NATS. The
 	// shim's end is apart: what it imports, every container pays for.

@@ -182,6 +182,17 @@ func (tx *Tx) written(prefix, from []byte) []keyed {
 	return found
 }
 
+// Puts yields the keys that the transaction put until now, in no order.
+func (tx *Tx) Puts() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for k, w := range tx.own {
+			if !w.deleted && k != string(ownerKey) && !yield([]byte(k)) {
+				return
+			}
+		}
+	}
+}
+
 // After has fn called when the transaction is durable, before Update returns to
 // its caller; never, if it fails. fn returns at once.
 func (tx *Tx) After(fn func()) { tx.after = append(tx.after, fn) }

@@ -168,6 +168,11 @@ type Ref struct {
 	Generation uint64
 }
 
+// Compare orders refs by id and generation.
+func (r Ref) Compare(o Ref) int {
+	return cmp.Or(strings.Compare(r.ID, o.ID), cmp.Compare(r.Generation, o.Generation))
+}
+
 // A Registry says which leases exist.
 type Registry interface {
 	// Lookup is [errdefs.ErrNotFound] "lease does not exist" if it does not

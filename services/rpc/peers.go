@@ -63,6 +63,7 @@ var Rules = append(gatewayRules(), []Rule{
 		"/containerd.services.content.v1.Content/",
 		"/gantry.lease.v1.Members/",
 		"/gantry.namespace.v1.Holder/",
+		"/gantry.gc.v1.Owner/",
 	}},
 	{suite.Imaged, suite.Snapshotd, []string{
 		"/containerd.services.snapshots.v1.Snapshots/",

@@ -31,6 +31,7 @@ func TestWhoMayCallWhom(t *testing.T) {
 		contentDelete = "/containerd.services.content.v1.Content/Delete"
 		members       = "/gantry.lease.v1.Members/AddMember"
 		holder        = "/gantry.namespace.v1.Holder/Holdings"
+		sweep         = "/gantry.gc.v1.Owner/Sweep"
 		snapshots     = "/containerd.services.snapshots.v1.Snapshots/Prepare"
 		mounts        = "/containerd.services.mounts.v1.Mounts/Activate"
 		diff          = "/containerd.services.diff.v1.Diff/Apply"
@@ -54,6 +55,7 @@ func TestWhoMayCallWhom(t *testing.T) {
 		{suite.Gatewayd, suite.Contentd, contentDelete, true},
 		{suite.Gatewayd, suite.Contentd, members, false},
 		{suite.Gatewayd, suite.Contentd, holder, false},
+		{suite.Gatewayd, suite.Contentd, sweep, false},
 		{suite.Gatewayd, suite.Imaged, leases, true},
 		{suite.Gatewayd, suite.Imaged, lookup, true}, // every daemon may
 		{suite.Gatewayd, suite.Taskd, tasks, true},
@@ -63,6 +65,7 @@ func TestWhoMayCallWhom(t *testing.T) {
 		{suite.Imaged, suite.Contentd, contentDelete, true},
 		{suite.Imaged, suite.Contentd, members, true},
 		{suite.Imaged, suite.Contentd, holder, true},
+		{suite.Imaged, suite.Contentd, sweep, true},
 		{suite.Imaged, suite.Snapshotd, snapshots, true},
 		{suite.Imaged, suite.Snapshotd, diff, true},
 		{suite.Imaged, suite.Snapshotd, mounts, false},
@@ -73,6 +76,7 @@ func TestWhoMayCallWhom(t *testing.T) {
 		{suite.Snapshotd, suite.Contentd, contentWrite, true},
 		{suite.Snapshotd, suite.Contentd, contentDelete, false},
 		{suite.Snapshotd, suite.Contentd, members, false},
+		{suite.Snapshotd, suite.Contentd, sweep, false},
 		{suite.Snapshotd, suite.Taskd, tasks, false},
 		{suite.Taskd, suite.Contentd, contentWrite, true},
 		{suite.Taskd, suite.Contentd, contentDelete, false},

@@ -84,7 +84,7 @@ var Daemons = []Daemon{
 		Does:    "keeps blobs",
 		Public:  []string{"containerd.services.content.v1.Content"},
 		Private: []string{
-			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder",
+			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner",
 			"gantry.fsck.v1.Checker", "gantry.backup.v1.Keeper", "gantry.content.v1.Usage",
 		},
 	},
