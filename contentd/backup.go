@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"github.com/gantryd/gantry/services/backup"
+	"github.com/gantryd/gantry/services/kv"
 )
 
 var _ backup.Keeper = (*Store)(nil)
@@ -16,8 +17,11 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) error { return s.kv.Bac
 // Restore implements [backup.Keeper]. The ingests that are written meanwhile
 // are over, unless the backup knows them too.
 func (s *Store) Restore(ctx context.Context, r io.Reader) (backup.Report, error) {
-	info, err := s.kv.Replace(ctx, r)
-	if err != nil {
+	var info kv.BackupInfo
+	if err := s.gate.Apart(ctx, func() (err error) {
+		info, err = s.kv.Replace(ctx, r)
+		return err
+	}); err != nil {
 		return backup.Report{}, err
 	}
 	s.log.Warn("the records of a backup are in the place of those that were there", "records", info.Rows)

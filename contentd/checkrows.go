@@ -84,7 +84,7 @@ func (c *checking) mend(x suspect) error {
 	}
 	var err error
 	if c.options.Repair {
-		err = c.db.Release(c.ctx, func(tx *kv.Tx) error { return look(tx, true) })
+		err = c.db.Touch(c.ctx, func(tx *kv.Tx) error { return look(tx, true) })
 	} else {
 		err = c.db.View(func(tx *kv.Tx) error { return look(tx, false) })
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/lease/leasetest"
 	"github.com/gantryd/gantry/services/namespace"
@@ -64,6 +65,17 @@ func hasFile(t testing.TB, s *Store, d digest.Digest) bool {
 	return err == nil
 }
 
+func hasTrash(t testing.TB, s *Store, d digest.Digest) (has bool) {
+	t.Helper()
+	if err := s.db.View(func(tx *kv.Tx) (err error) {
+		has, err = present(tx, trashKey(d))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return has
+}
+
 // eventually waits until what holds.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
@@ -93,6 +105,7 @@ func TestBytesThatNobodyHasAreRemoved(t *testing.T) {
 	}
 	remove(t, s, two, d)
 	eventually(t, "the blob is removed", func() bool { return !hasFile(t, s, d) })
+	eventually(t, "nothing is trash", func() bool { return !hasTrash(t, s, d) && !hasTrash(t, s, other) })
 	checkFiles(t, s, "at the end")
 }
 

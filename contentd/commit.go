@@ -93,13 +93,14 @@ func (w *writer) endExisting(ctx context.Context, d digest.Digest, l lease.Ref) 
 		return err
 	}
 	there, left := false, ""
-	if err := w.c.db.Release(ctx, func(tx *kv.Tx) (err error) {
+	if err := w.c.db.Touch(ctx, func(tx *kv.Tx) (err error) {
 		if _, err = w.c.blob(tx, d); err != nil {
 			if errors.Is(err, errdefs.ErrNotFound) {
 				return nil // deleted meanwhile
 			}
 			return err
 		}
+		w.c.note(contentOf(d))
 		there = true
 		if left, _, err = w.c.forget(tx, w.options.Ref); err != nil {
 			return err

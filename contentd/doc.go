@@ -17,6 +17,7 @@
 //	                                             times, hash of the bytes so far
 //	lease <namespace> <lease> <generation> <type> <id>    members of a lease
 //	member <namespace> <type> <id> <lease> <generation>   the same, the other way round
+//	gc.hold                                      until when writers are held
 //	outbox, outbox.next                          see package outbox
 //
 // # What survives a crash
@@ -32,6 +33,12 @@
 // A delete removes the record and, with the last one, makes the bytes trash, in
 // one transaction; Collect removes the file later.
 //
+// A sweep of the collector's does the same to many blobs, without the event, in
+// as many transactions as it takes. They come in an order in which nothing that
+// is left refers to anything that is gone, wherever it stops. The deadline of a
+// freeze is durable before writers are held, and a start before it goes on to
+// hold them: what other owners sweep hangs on that.
+//
 // An ingest keeps the bytes that were synced when its writer was closed, and
 // the state of their hash, so that a resume reads only what came after. The
 // state is forgotten before the bytes it is of can change.
@@ -44,9 +51,18 @@
 // A ref is held by its writer, in memory. A digest is locked, by one mutex of
 // 256, while its file is put into place or taken away and the transaction goes
 // with it, so that whoever commits a blob and whoever collects it exclude each
-// other. Store.mu and writer.mu are leaves, but that a writer tells how far it is
-// under writer.mu, and the lock of the fetches is below that. Order: digest, then the database's
-// turn, then a leaf. No lock is held while a lease is looked up.
+// other. Store.mu, writer.mu and the gate's mutex are leaves, but that a writer
+// tells how far it is under writer.mu, and the lock of the fetches is below that.
+// Order: digest, then the gate, then the database's turn, then a leaf. No lock is
+// held while a lease is looked up.
+//
+// The gate, see [gc.Gate], is shared by all who write a record or say that there
+// is one, for the time of one call of the database and never for two, and is shut
+// while the collector finishes. So they still share commits, and who waits at it
+// may hold a digest: Freeze and Sweep want none. Deletes pass by. What a
+// transaction behind the gate puts is noted by its key; who puts nothing and says
+// "it exists" notes that by itself. Nothing of it costs more than a mutex while
+// there is no cycle.
 //
 // A blob that a writer borrows from another namespace is pinned, in memory, and
 // is not collected.
@@ -70,13 +86,20 @@
 //
 // Nothing is written to a disk with less free than [Config].FreeMinMiB; deletes
 // go on. An ingest without a lease is removed a day after it was last written.
+//
+// Writers are held for at most [gc.HoldMax], and for as long as a transaction of
+// a sweep takes that began before. A cycle has at most [gc.NotesMax] notes of
+// about 300 bytes and is over then; Freeze reads what was noted while writers are
+// held. A sweep takes [gc.SweepMax] nodes, some hundreds to a transaction.
+//
 // There are as many writers and readers as the process may have descriptors. A
 // ref is at most 4096 bytes and a label 4096.
 //
 // # Events
 //
 // /content/create when a namespace has a blob, /content/delete when it has not,
-// each in the transaction of the record.
+// each in the transaction of the record. None for what the collector sweeps, as
+// with containerd.
 //
 // # Needs
 //

@@ -51,10 +51,11 @@ func (w *writer) already() error {
 		if _, err = c.blob(tx, o.Expected); errors.Is(err, errdefs.ErrNotFound) {
 			return nil
 		}
+		c.note(contentOf(o.Expected))
 		there = err == nil
 		return err
 	}
-	if err := c.db.View(func(tx *kv.Tx) (err error) {
+	if err := c.db.Look(w.ctx, func(tx *kv.Tx) (err error) {
 		if err = look(tx); err == nil && there && l.ID == "" {
 			var left bool
 			left, err = present(tx, ingestKey(c.scope.Name, o.Ref))
@@ -66,7 +67,7 @@ func (w *writer) already() error {
 	}
 	left := ""
 	if !settled {
-		err := c.db.Release(w.ctx, func(tx *kv.Tx) (err error) {
+		err := c.db.Touch(w.ctx, func(tx *kv.Tx) (err error) {
 			there = false
 			if err = look(tx); err != nil || !there {
 				return err // or deleted meanwhile

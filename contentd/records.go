@@ -181,14 +181,26 @@ func (m membership) remove(tx *kv.Tx) error {
 func leasesOf(tx *kv.Tx, ns string, of lease.Resource) ([]membership, error) {
 	var all []membership
 	for key := range tx.Scan(kv.Key("member", ns, of.Type, of.ID, ""), nil) {
-		parts := kv.Parts(key)
-		m := membership{ns: ns, of: of, lease: lease.Ref{ID: parts[len(parts)-2]}}
-		if _, err := fmt.Sscanf(parts[len(parts)-1], "%x", &m.lease.Generation); err != nil {
-			return nil, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+		m, err := memberAt(key)
+		if err != nil {
+			return nil, err
 		}
 		all = append(all, m)
 	}
 	return all, nil
+}
+
+// memberAt is [errdefs.ErrDataLoss] for a row that put never wrote.
+func memberAt(key []byte) (membership, error) {
+	parts := kv.Parts(key)
+	if len(parts) != 6 {
+		return membership{}, fmt.Errorf("record %q is not of a member: %w", key, errdefs.ErrDataLoss)
+	}
+	m := membership{ns: parts[1], of: lease.Resource{Type: parts[2], ID: parts[3]}, lease: lease.Ref{ID: parts[4]}}
+	if _, err := fmt.Sscanf(parts[5], "%x", &m.lease.Generation); err != nil {
+		return membership{}, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+	}
+	return m, nil
 }
 
 // leave ends the memberships of an object, in every lease or in those of an id.

@@ -21,6 +21,7 @@ import (
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/filter"
+	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/label"
 	"github.com/gantryd/gantry/services/lease"
@@ -43,7 +44,8 @@ type Store struct {
 	needs Needs
 	log   *slog.Logger
 	kv    *kv.DB
-	db    database // kv, but for tests
+	db    gated // kv, but for tests
+	gate  *gc.Gate
 	disk  disk
 	box   *outbox.Box
 	now   func() time.Time
@@ -62,6 +64,7 @@ type Store struct {
 	writers map[held]*writer
 	pins    map[digest.Digest]int  // by writers that borrow
 	lost    map[digest.Digest]bool // have a record and no whole file
+	left    []string               // files of ingests that Sweep removed
 }
 
 // held is a ref that has a writer.
@@ -105,7 +108,7 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 		needs:   needs,
 		log:     needs.Log,
 		kv:      db,
-		db:      records(db),
+		gate:    gc.NewGate(gc.Now),
 		disk:    d,
 		now:     func() time.Time { return time.Now().UTC() },
 		bell:    make(chan struct{}, 1),
@@ -113,7 +116,11 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 		pins:    make(map[digest.Digest]int),
 		lost:    make(map[digest.Digest]bool),
 	}
+	s.db = gated{records(db), s.gate}
 	if s.box, err = outbox.Open(db, suite.Contentd, s.log); err == nil {
+		err = s.resumeHold()
+	}
+	if err == nil {
 		err = s.reconcile()
 	}
 	if err != nil {
@@ -340,7 +347,7 @@ func (r *reader) Close() error { return r.f.Close() }
 func (c *scoped) blob(tx *kv.Tx, d digest.Digest) (blob, error) {
 	var b blob
 	err := tx.GetJSON(blobKey(c.scope.Name, d), &b)
-	if errors.Is(err, errdefs.ErrNotFound) || err == nil && c.isLost(d) {
+	if errors.Is(err, errdefs.ErrNotFound) || err == nil && (c.isLost(d) || c.gate.Hidden(node(c.scope.Name, lease.TypeContent, d.String()))) {
 		return blob{}, missing(d)
 	}
 	return b, err

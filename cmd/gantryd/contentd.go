@@ -12,6 +12,7 @@ import (
 	"github.com/gantryd/gantry/services/daemon"
 	"github.com/gantryd/gantry/services/event/eventnats"
 	"github.com/gantryd/gantry/services/fsck/fsckrpc"
+	"github.com/gantryd/gantry/services/gc/gcrpc"
 	"github.com/gantryd/gantry/services/lease/leaserpc"
 	"github.com/gantryd/gantry/services/namespace/namespacerpc"
 	"github.com/gantryd/gantry/services/rpc"
@@ -64,6 +65,7 @@ func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	fsckrpc.Register(srv, store)
 	backuprpc.Register(srv, store)
 	leaserpc.RegisterMembers(srv, store)
+	gcrpc.Register(srv, store)
 	namespacerpc.RegisterHolder(srv, store)
 	return daemon.Serve(ctx, daemon.Serving{
 		Name:      suite.Contentd,

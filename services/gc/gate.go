@@ -150,6 +150,13 @@ func (g *Gate) hold(ctx context.Context, until Instant) error {
 	return err
 }
 
+// Noting says whether there is a cycle that wants notes.
+func (g *Gate) Noting() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.notes != nil
+}
+
 // Note notes an object, if there is a cycle that wants it. Who calls it was let
 // in.
 func (g *Gate) Note(n Node) {
@@ -217,6 +224,25 @@ func (g *Gate) Begin(ctx context.Context, epoch Epoch) error {
 	g.epoch, g.begun, g.notes = epoch, g.now(), make(map[Node]struct{})
 	g.open()
 	return nil
+}
+
+// Apart ends the cycle, if there is one, and runs fn while none can begin. It is
+// for what changes records all at once.
+func (g *Gate) Apart(ctx context.Context, fn func() error) error {
+	giveBack, err := g.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer giveBack()
+	g.mu.Lock()
+	g.forget()
+	g.mu.Unlock()
+	// Others may go on to sweep until the deadline.
+	if err := g.Enter(ctx); err != nil {
+		return err
+	}
+	g.Leave()
+	return fn()
 }
 
 // forget ends the cycle, but holds whom it holds. g.mu is held.

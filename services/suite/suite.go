@@ -79,10 +79,10 @@ type Describer interface {
 // depends on it.
 var Daemons = []Daemon{
 	{
-		Name:    Contentd,
-		User:    "gantry-content",
-		Does:    "keeps blobs",
-		Public:  []string{"containerd.services.content.v1.Content"},
+		Name:   Contentd,
+		User:   "gantry-content",
+		Does:   "keeps blobs",
+		Public: []string{"containerd.services.content.v1.Content"},
 		Private: []string{
 			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner",
 			"gantry.fsck.v1.Checker", "gantry.backup.v1.Keeper", "gantry.content.v1.Usage",
