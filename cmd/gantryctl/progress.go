@@ -107,6 +107,9 @@ func (p *progress) follow(total int64) func(client.Progress) {
 	return func(c client.Progress) {
 		if c.Stage != stage && c.Stage != client.StageWait {
 			stage, p.began = c.Stage, time.Time{}
+			if p.shown {
+				p.told = time.Unix(0, 0) // at once
+			}
 		}
 		if c.Total == 0 {
 			c.Total = total
