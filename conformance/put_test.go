@@ -85,6 +85,9 @@ func (s *suite) wantPut(digest string, body []byte) {
 	if got := s.ctl("content", "ingests", "-o", "json"); got != "[]\n" {
 		s.t.Errorf("ingests are left: %s", got)
 	}
+	if got := s.ctl("content", "du"); !strings.Contains(got, "67.1 MB") {
+		s.t.Errorf("du does not count it:\n%s", got)
+	}
 }
 
 // TestPutOutlivesContentd kills contentd in the middle of a put that cannot read

@@ -31,7 +31,7 @@ its digits or more will do, if no other blob begins with them.`,
 	}
 	c.AddCommand(
 		contentLs(n), contentInfo(n), contentGet(n), contentPut(n), contentLabel(n), contentRm(n),
-		contentVerify(n), contentIngests(n), contentAbort(n),
+		contentVerify(n), contentDu(n), contentIngests(n), contentAbort(n),
 	)
 	return c
 }

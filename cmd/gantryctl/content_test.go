@@ -105,7 +105,7 @@ func TestContentTables(t *testing.T) {
 
 func TestContentHelpIsTheGoldenOne(t *testing.T) {
 	d := newDesk(t)
-	for _, args := range []string{"", "ls", "info", "get", "put", "label", "rm", "verify", "ingests", "abort"} {
+	for _, args := range []string{"", "ls", "info", "get", "put", "label", "rm", "verify", "du", "ingests", "abort"} {
 		name := strings.TrimSuffix("help-content-"+args, "-") + ".txt"
 		golden(t, name, d.want(append([]string{"content"}, append(strings.Fields(args), "--help")...)...))
 	}

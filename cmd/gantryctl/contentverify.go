@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,11 +10,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
-	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/services/content"
 )
 
-// What a blob can be found to be.
+// What a blob can be found to be. What contentd finds may have other names.
 const (
 	verifyOK      = "ok"
 	verifyCorrupt = "corrupt"
@@ -37,10 +35,11 @@ func contentVerify(n *node) *cobra.Command {
 		Short: "Read blobs and check their bytes",
 		Long: `Verify reads blobs, or with --all those of the whole namespace, and checks that
 their bytes are what their digests say. It prints those that are not, and exits
-with 1 if there are any.
+with 1 if there are any. It has contentd read its disk where contentd's own
+socket is to be reached; otherwise it gets the blobs through the public one.
 
-Fields with -o json, for every blob: digest, size (bytes), state (ok or corrupt),
-why.`,
+Fields with -o json, for every blob: digest, size (bytes), state (ok, or what is
+wrong: corrupt or missing), why.`,
 		Example: `  gantryctl content verify e3b0c44298fc
   gantryctl content verify --all -o json`,
 		ValidArgsFunction: n.completeBlobs,
@@ -86,17 +85,17 @@ func (n *node) verified(c *cobra.Command, args, filters []string) (infos []conte
 	return infos, nil
 }
 
-// verify prints what is found, and fails if a blob is corrupt.
+// verify prints what is found, and fails if a blob is not whole.
 func (n *node) verify(c *cobra.Command, infos []content.Info, p *progress) error {
-	var count, corrupt int
+	var count, wrong int
 	var size int64
 	counted := func(yield func(verifyRow, error) bool) {
-		for r, err := range n.readAll(c.Context(), infos, p) {
+		for r, err := range n.checkAll(c.Context(), infos, p) {
 			if err == nil {
 				count, size = count+1, size+r.Size
 			}
-			if r.State == verifyCorrupt {
-				corrupt++
+			if err == nil && r.State != verifyOK {
+				wrong++
 			}
 			if !yield(r, err) {
 				return
@@ -107,57 +106,29 @@ func (n *node) verify(c *cobra.Command, infos []content.Info, p *progress) error
 	if n.output == "json" {
 		err = stream(c.OutOrStdout(), n.output, "", counted, nil)
 	} else {
-		err = printCorrupt(c.OutOrStdout(), counted, p)
+		err = printWrong(c.OutOrStdout(), counted, p)
 	}
 	p.end()
 	switch {
 	case err != nil:
 		return fmt.Errorf("verify, after %d of %d blobs: %w", count, len(infos), err)
-	case corrupt > 0:
-		return fmt.Errorf("blobs that are corrupt: %d of %d; gantryctl content rm removes one, so that it can be put or pulled again: %w", corrupt, count, errdefs.ErrDataLoss)
+	case wrong > 0:
+		return fmt.Errorf("blobs that are not whole: %d of %d; gantryctl content rm removes one, so that it can be put or pulled again: %w", wrong, count, errdefs.ErrDataLoss)
 	case n.output != "json" && count > 0:
 		fmt.Fprintf(c.OutOrStdout(), "ok: blobs: %d, bytes: %s\n", count, bytesize(size))
 	}
 	return nil
 }
 
-func printCorrupt(out io.Writer, rows iter.Seq2[verifyRow, error], p *progress) error {
+func printWrong(out io.Writer, rows iter.Seq2[verifyRow, error], p *progress) error {
 	for r, err := range rows {
 		if err != nil {
 			return err
 		}
-		if r.State == verifyCorrupt {
+		if r.State != verifyOK {
 			p.end()
 			fmt.Fprintf(out, "%s  %s  %s\n", r.Digest, r.State, r.Why)
 		}
 	}
 	return nil
-}
-
-// readAll reads blobs as any client does, and yields what it finds of each. One
-// that is deleted meanwhile is passed over.
-func (n *node) readAll(ctx context.Context, infos []content.Info, p *progress) iter.Seq2[verifyRow, error] {
-	var before, total int64
-	for _, i := range infos {
-		total += i.Size
-	}
-	return func(yield func(verifyRow, error) bool) {
-		for i, info := range infos {
-			note := fmt.Sprintf("blob %d of %d", i+1, len(infos))
-			_, err := n.in().Get(ctx, info.Digest, io.Discard, client.GetOptions{Progress: func(c client.Progress) {
-				p.at(before+c.Done, total, note)
-			}})
-			before += info.Size
-			row := verifyRow{Digest: info.Digest, Size: info.Size, State: verifyOK}
-			switch {
-			case errors.Is(err, errdefs.ErrNotFound):
-				continue
-			case errors.Is(err, errdefs.ErrDataLoss):
-				row.State, row.Why, err = verifyCorrupt, err.Error(), nil
-			}
-			if !yield(row, err) || err != nil {
-				return
-			}
-		}
-	}
 }

@@ -51,6 +51,7 @@ type desk struct {
 	t      *testing.T
 	client *client.Client
 	ask    asker
+	own    *operator // of contentd, or nil if nobody answers
 	in     string
 }
 
@@ -58,6 +59,13 @@ func newDesk(t *testing.T) *desk {
 	return &desk{t: t, client: clienttest.New(t, nil), ask: func(context.Context, string) (answer, error) {
 		return answer{}, errors.New("nobody listens here")
 	}}
+}
+
+func (d *desk) operate(_ context.Context, socket string) (*operator, error) {
+	if d.own == nil {
+		return nil, fmt.Errorf("nobody answers on %s: %w", socket, errdefs.ErrUnavailable)
+	}
+	return d.own, nil
 }
 
 // ctl runs a command and returns what it prints and its exit code.
@@ -68,6 +76,7 @@ func (d *desk) ctl(args ...string) (out, errs string, code int) {
 	n := &node{
 		dial:     func(context.Context, string) (*client.Client, error) { return d.client, nil },
 		ask:      d.ask,
+		operate:  d.operate,
 		getenv:   func(key string) string { return map[string]string{"HERE": "value"}[key] },
 		unnotify: func() {},
 	}

@@ -24,7 +24,7 @@ func main() {
 	os.Exit(func() int { // because os.Exit skips what is deferred
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
-		n := &node{dial: dialDoor, ask: askDaemon, getenv: os.Getenv, unnotify: stop}
+		n := &node{dial: dialDoor, ask: askDaemon, operate: dialOperator, getenv: os.Getenv, unnotify: stop}
 		defer n.close()
 		return execute(ctx, n, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	}())

@@ -26,6 +26,7 @@ type node struct {
 
 	dial     func(ctx context.Context, address string) (*client.Client, error)
 	ask      asker
+	operate  caller
 	getenv   func(string) string
 	unnotify func() // gives SIGINT and SIGTERM back, for commands that pass them on
 
@@ -81,7 +82,7 @@ flags of these names.`,
 	}
 	f := c.PersistentFlags()
 	f.StringVar(&n.address, "address", n.env("GANTRY_ADDRESS", suite.Address), "`socket` of the suite's public door")
-	f.StringVar(&n.sockets, "sockets", n.env("GANTRY_SOCKETS", suite.Sockets), "`directory` of the daemons' own sockets, for status")
+	f.StringVar(&n.sockets, "sockets", n.env("GANTRY_SOCKETS", suite.Sockets), "`directory` of the daemons' own sockets, for what they answer there alone")
 	f.StringVarP(&n.namespace, "namespace", "n", n.env("GANTRY_NAMESPACE", "default"), "`namespace` to work in")
 	f.StringVarP(&n.output, "output", "o", "table", "`form` of what is printed: table or json")
 	f.DurationVar(&n.timeout, "timeout", time.Minute, "give up after this `time`; not for what goes on until it is stopped")
@@ -151,21 +152,29 @@ const knockTime = 2 * time.Second
 // dialDoor returns a client of the suite behind a socket on which somebody
 // listens. A client by itself would wait for longer.
 func dialDoor(ctx context.Context, address string) (*client.Client, error) {
+	if err := knock(ctx, address); err != nil {
+		return nil, err
+	}
+	return client.Dial(address)
+}
+
+// knock returns when somebody listens on a socket.
+func knock(ctx context.Context, socket string) error {
 	var d net.Dialer
 	for over := time.Now().Add(knockTime); ; {
-		c, err := d.DialContext(ctx, "unix", address)
+		c, err := d.DialContext(ctx, "unix", socket)
 		switch {
 		case err == nil:
 			c.Close()
-			return client.Dial(address)
+			return nil
 		case errors.Is(err, os.ErrPermission):
-			return nil, fmt.Errorf("socket %s: %w", address, errdefs.ErrPermissionDenied)
+			return fmt.Errorf("socket %s: %w", socket, errdefs.ErrPermissionDenied)
 		case time.Now().After(over):
-			return nil, fmt.Errorf("nobody answers on %s: %w", address, errdefs.ErrUnavailable)
+			return fmt.Errorf("nobody answers on %s: %w", socket, errdefs.ErrUnavailable)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
