@@ -27,9 +27,9 @@ import (
 	"github.com/gantryd/gantry/services/namespace"
 )
 
-// begin begins a Write and waits for its first answer: it holds a ref then, if
+// beginWrite begins a Write and waits for its first answer: it holds a ref then, if
 // nobody else does.
-func begin(ctx context.Context, c api.ContentClient, req *api.WriteContentRequest) (api.Content_WriteClient, error) {
+func beginWrite(ctx context.Context, c api.ContentClient, req *api.WriteContentRequest) (api.Content_WriteClient, error) {
 	stream, err := c.Write(ctx)
 	if err == nil {
 		err = stream.Send(req)
@@ -55,8 +55,8 @@ func TestIngestsThatAreAbandonedCostNothing(t *testing.T) {
 		failed := make(chan error, each)
 		for j := range each {
 			wg.Go(func() {
-				_, err := begin(s.as(one), c, &api.WriteContentRequest{
-					Action: write, Ref: fmt.Sprintf("%d-%d", i, j), Total: 14, Data: []byte("half of it"),
+				_, err := beginWrite(s.as(one), c, &api.WriteContentRequest{
+					Action: toWrite, Ref: fmt.Sprintf("%d-%d", i, j), Total: 14, Data: []byte("half of it"),
 				})
 				failed <- err
 			})
@@ -79,7 +79,7 @@ func TestIngestsThatAreAbandonedCostNothing(t *testing.T) {
 		t.Errorf("ListStatuses: %d, %v; want them all, to be resumed", len(all), err)
 	}
 	// Whoever comes back goes on.
-	if _, err := s.write(s.as(one), &api.WriteContentRequest{Action: commit, Ref: "7-7", Offset: 10, Total: 14, Data: []byte(" and"), Expected: digest.FromString("half of it and").String()}); err != nil {
+	if _, err := s.write(s.as(one), &api.WriteContentRequest{Action: toCommit, Ref: "7-7", Offset: 10, Total: 14, Data: []byte(" and"), Expected: digest.FromString("half of it and").String()}); err != nil {
 		t.Errorf("resume: %v", err)
 	}
 	s.works("afterwards")
@@ -103,17 +103,17 @@ func TestClientThatStopsInTheMiddleHoldsNothingElse(t *testing.T) {
 	base := measure(t)
 	conn := s.dial()
 	c := api.NewContentClient(conn)
-	_, err := begin(s.as(one), c, &api.WriteContentRequest{Action: write, Ref: "held", Data: []byte("half")})
+	_, err := beginWrite(s.as(one), c, &api.WriteContentRequest{Action: toWrite, Ref: "held", Data: []byte("half")})
 	must(t, err)
-	_, err = begin(s.as(two), c, &api.WriteContentRequest{Action: stat, Ref: "lent", Expected: d.String()})
+	_, err = beginWrite(s.as(two), c, &api.WriteContentRequest{Action: toStat, Ref: "lent", Expected: d.String()})
 	must(t, err)
 	for _, ahead := range []time.Duration{time.Hour, 25 * time.Hour, 100 * time.Hour} {
 		s.ahead.Store(int64(ahead))
 		s.store.sweep(t.Context())
 		s.works(fmt.Sprintf("%v later", ahead))
-		_, err := s.write(s.as(one), &api.WriteContentRequest{Action: stat, Ref: "held"})
+		_, err := s.write(s.as(one), &api.WriteContentRequest{Action: toStat, Ref: "held"})
 		wantKind(t, "Write of the ref", err, errdefs.ErrUnavailable)
-		if _, err := s.write(s.as(two), &api.WriteContentRequest{Action: write, Ref: "held", Data: []byte("other")}); err != nil {
+		if _, err := s.write(s.as(two), &api.WriteContentRequest{Action: toWrite, Ref: "held", Data: []byte("other")}); err != nil {
 			t.Errorf("Write of the ref in another namespace: %v", err)
 		}
 		st, err := s.api.Status(s.as(one), &api.StatusRequest{Ref: "held"})
@@ -145,7 +145,7 @@ func TestClientsThatStopDoNotHoldTheEnd(t *testing.T) {
 	conn := s.dial()
 	c := api.NewContentClient(conn)
 	for i := range 20 {
-		_, err := begin(s.as(one), c, &api.WriteContentRequest{Action: write, Ref: fmt.Sprint(i), Data: []byte("half")})
+		_, err := beginWrite(s.as(one), c, &api.WriteContentRequest{Action: toWrite, Ref: fmt.Sprint(i), Data: []byte("half")})
 		must(t, err)
 		_, err = c.Read(s.as(one), &api.ReadContentRequest{Digest: d.String()})
 		must(t, err)

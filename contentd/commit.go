@@ -180,7 +180,7 @@ type placing int
 const (
 	stayed   placing = iota // the blob was there
 	moved                   // it is the blob
-	replaced                // it is the blob, in place of one that was not whole
+	replaced                // it is the blob, in place of a file that may be anything
 )
 
 // place makes sure that the bytes are where a blob's are, durably.
@@ -190,7 +190,7 @@ func (w *writer) place(d digest.Digest) (placing, error) {
 	switch {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return stayed, err
-	case err == nil && fi.Size() == w.status.Offset:
+	case err == nil && fi.Size() == w.status.Offset && w.file == nil:
 		return stayed, kind(w.c.disk.SyncDir(filepath.Dir(to)))
 	case w.file == nil:
 		// What was borrowed is gone, which nobody here does.
@@ -207,7 +207,9 @@ func (w *writer) place(d digest.Digest) (placing, error) {
 		return stayed, kind(err)
 	}
 	if err := w.c.disk.SyncDir(filepath.Dir(to)); err != nil {
-		w.unplace(d)
+		if move == moved {
+			w.unplace(d)
+		}
 		return stayed, kind(err)
 	}
 	return move, nil

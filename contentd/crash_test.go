@@ -1,43 +1,35 @@
 package contentd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/namespace"
 )
 
-var (
-	one = namespace.Scope{Name: "one"}
-	two = namespace.Scope{Name: "two"}
-)
-
-var (
-	body  = bytes.Repeat([]byte("the bytes of a blob, "), 3000)
-	bodyD = digest.FromBytes(body)
-	wrong = bytes.Repeat([]byte("what was not meant, "), 3500)
-)
-
-// A story is what a client does, and what it was told.
-type story struct {
-	name string
-	play func(ctx context.Context, s *Store, told *told) error
-}
-
-// told is what the client knows: the blobs that are there and those that are
-// not. What it does not know may be either.
+// told is what the clients know. What they do not know may be either.
 type told struct {
-	there map[where]bool
+	there   map[where]bool             // blobs that are, and that are not
+	labels  map[where]string           // label "a" of a blob that is
+	ingests map[string]*left           // by ref; nil is gone
+	refs    map[string]namespace.Scope // in which a ref is
+	members map[lease.Resource]bool    // of the lease
+	rotten  map[digest.Digest]bool     // bytes that are wrong: true until somebody has noticed
 }
 
 type where struct {
@@ -45,14 +37,45 @@ type where struct {
 	digest digest.Digest
 }
 
+// left is an ingest that was closed.
+type left struct {
+	size   int64
+	digest digest.Digest
+}
+
+func newTold() *told {
+	return &told{
+		there: map[where]bool{}, labels: map[where]string{}, ingests: map[string]*left{},
+		refs: map[string]namespace.Scope{}, members: map[lease.Resource]bool{}, rotten: map[digest.Digest]bool{},
+	}
+}
+
 func (t *told) is(scope namespace.Scope, d digest.Digest, there bool) {
 	t.there[where{scope, d}] = there
 }
 
-func newTold() *told { return &told{there: map[where]bool{}} }
-
 // doubt is said before the client does something.
-func (t *told) doubt(scope namespace.Scope, d digest.Digest) { delete(t.there, where{scope, d}) }
+func (t *told) doubt(scope namespace.Scope, d digest.Digest) {
+	delete(t.there, where{scope, d})
+	delete(t.labels, where{scope, d})
+	if _, ok := t.rotten[d]; ok {
+		// Whoever brings the bytes brings them for all that had them.
+		delete(t.there, where{one, d})
+		delete(t.there, where{two, d})
+	}
+}
+
+// doubtRef is doubt of an ingest.
+func (t *told) doubtRef(ref string) {
+	delete(t.ingests, ref)
+	delete(t.members, ingestOf(ref))
+}
+
+// over is said when an ingest is, which is in no lease then.
+func (t *told) over(ref string) {
+	t.ingests[ref] = nil
+	t.members[ingestOf(ref)] = false
+}
 
 func (t *told) put(ctx context.Context, s *Store, scope namespace.Scope, ref string, b []byte) error {
 	d := digest.FromBytes(b)
@@ -62,7 +85,14 @@ func (t *told) put(ctx context.Context, s *Store, scope namespace.Scope, ref str
 		return err
 	}
 	defer w.Close()
-	if err := finish(ctx, w, b); err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) {
+	err = finish(ctx, w, b)
+	if errors.Is(err, errdefs.ErrFailedPrecondition) {
+		// What was left there is something else.
+		if err = s.In(scope).Abort(ctx, ref); err == nil {
+			return t.put(ctx, s, scope, ref, b)
+		}
+	}
+	if err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) {
 		return err
 	}
 	t.is(scope, d, true)
@@ -83,356 +113,185 @@ func finish(ctx context.Context, w content.Writer, b []byte) error {
 	return w.Commit(ctx, int64(len(b)), digest.FromBytes(b), map[string]string{"a": "1"})
 }
 
-func (t *told) remove(ctx context.Context, s *Store, scope namespace.Scope, d digest.Digest) error {
-	t.doubt(scope, d)
-	if err := s.In(scope).Delete(ctx, d); err != nil {
-		return err
-	}
-	t.is(scope, d, false)
-	return nil
-}
+// seedOf is where chance begins, to be played again.
+const seedOf = "CONTENTD_TEST_SEED"
 
-// leaveHalf writes to an ingest and closes it.
-func leaveHalf(ctx context.Context, s *Store, ref string, b []byte) error {
-	w, err := s.In(one).Writer(ctx, content.WriterOptions{Ref: ref})
+func newSeed(t *testing.T) uint64 {
+	seed, err := strconv.ParseUint(os.Getenv(seedOf), 10, 64)
 	if err != nil {
-		return err
+		seed = rand.Uint64()
 	}
-	_, err = w.Write(b)
-	return errors.Join(err, w.Close())
+	t.Logf("%s=%d", seedOf, seed)
+	return seed
 }
 
-var stories = []story{
-	{"a blob is written", func(ctx context.Context, s *Store, told *told) error {
-		return told.put(ctx, s, one, "r", body)
-	}},
-	{"an empty blob is written", func(ctx context.Context, s *Store, told *told) error {
-		return told.put(ctx, s, one, "r", nil)
-	}},
-	{"an ingest is resumed", func(ctx context.Context, s *Store, told *told) error {
-		if err := leaveHalf(ctx, s, "r", body[:30_000]); err != nil {
-			return err
-		}
-		if err := leaveHalf(ctx, s, "r", body[30_000:40_000]); err != nil {
-			return err
-		}
-		return told.put(ctx, s, one, "r", body)
-	}},
-	{"an ingest starts over", func(ctx context.Context, s *Store, told *told) error {
-		if err := leaveHalf(ctx, s, "r", wrong); err != nil {
-			return err
-		}
-		w, err := s.In(one).Writer(ctx, content.WriterOptions{Ref: "r"})
-		if err != nil {
-			return err
-		}
-		defer w.Close()
-		if err := w.Truncate(ctx, 0); err != nil {
-			return err
-		}
-		if err := finish(ctx, w, body); err != nil {
-			return err
-		}
-		told.is(one, bodyD, true)
-		return nil
-	}},
-	{"an ingest starts over and is left", func(ctx context.Context, s *Store, told *told) error {
-		if err := leaveHalf(ctx, s, "r", wrong); err != nil {
-			return err
-		}
-		w, err := s.In(one).Writer(ctx, content.WriterOptions{Ref: "r"})
-		if err != nil {
-			return err
-		}
-		defer w.Close()
-		if err := w.Truncate(ctx, 0); err != nil {
-			return err
-		}
-		// As many bytes as a hash was saved of, and others.
-		if _, err := w.Write(bytes.Repeat([]byte("x"), len(wrong))); err != nil {
-			return err
-		}
-		return w.Close()
-	}},
-	{"two namespaces write the same", func(ctx context.Context, s *Store, told *told) error {
-		return errors.Join(told.put(ctx, s, one, "r", body), told.put(ctx, s, two, "r", body))
-	}},
-	{"a blob is shared", func(ctx context.Context, s *Store, told *told) error {
-		if err := told.put(ctx, s, one, "r", body); err != nil {
-			return err
-		}
-		w, err := s.In(two).Writer(ctx, content.WriterOptions{Ref: "r", Expected: bodyD})
-		if err != nil {
-			return err
-		}
-		defer w.Close()
-		if err := told.remove(ctx, s, one, bodyD); err != nil {
-			return err
-		}
-		s.sweep(ctx)
-		if err := w.Commit(ctx, 0, bodyD, nil); err != nil {
-			return err
-		}
-		told.is(two, bodyD, true)
-		return nil
-	}},
-	{"a shared blob is written to", func(ctx context.Context, s *Store, told *told) error {
-		if err := told.put(ctx, s, one, "r", body); err != nil {
-			return err
-		}
-		more := append(bytes.Clone(body), "more"...)
-		w, err := s.In(two).Writer(ctx, content.WriterOptions{Ref: "r", Expected: bodyD})
-		if err != nil {
-			return err
-		}
-		defer w.Close()
-		if _, err := w.Write(more[len(body):]); err != nil {
-			return err
-		}
-		if err := w.Commit(ctx, int64(len(more)), digest.FromBytes(more), nil); err != nil {
-			return err
-		}
-		told.is(two, digest.FromBytes(more), true)
-		return nil
-	}},
-	{"a blob is deleted and collected", func(ctx context.Context, s *Store, told *told) error {
-		if err := told.put(ctx, s, one, "r", body); err != nil {
-			return err
-		}
-		if err := told.remove(ctx, s, one, bodyD); err != nil {
-			return err
-		}
-		s.sweep(ctx)
-		return nil
-	}},
-	{"a blob is deleted, and written again before and after it is collected", func(ctx context.Context, s *Store, told *told) error {
-		{
-			if err := told.put(ctx, s, one, "r", body); err != nil {
-				return err
-			}
-			if err := told.remove(ctx, s, one, bodyD); err != nil {
-				return err
-			}
-			if err := told.put(ctx, s, one, "r", body); err != nil {
-				return err
-			}
-			s.sweep(ctx)
-			if err := told.remove(ctx, s, one, bodyD); err != nil {
-				return err
-			}
-			s.sweep(ctx)
-		}
-		return told.put(ctx, s, one, "r", body)
-	}},
-	{"an ingest is aborted", func(ctx context.Context, s *Store, told *told) error {
-		if err := leaveHalf(ctx, s, "r", wrong); err != nil {
-			return err
-		}
-		if err := s.In(one).Abort(ctx, "r"); err != nil {
-			return err
-		}
-		return told.put(ctx, s, one, "r", body)
-	}},
+// A cut is where the power goes, and what is forgotten then.
+type cut struct {
+	at     int
+	forget forgetting
+	seed   uint64
 }
 
-// TestStoriesSurvivePowerLoss cuts the power before the first change that a
-// story makes, then before the second, and so on until it runs to its end. After
-// each cut the disk has forgotten what was never synced, and what the client was
-// told must be true: a blob is whole or absent, and is whole if a commit said so.
-func TestStoriesSurvivePowerLoss(t *testing.T) {
-	for _, st := range stories {
-		t.Run(st.name, func(t *testing.T) {
+func (c cut) String() string {
+	return fmt.Sprintf("cut %d, %s forgotten", c.at, []string{"all names and bytes that are not synced", "no name", "some by chance"}[c.forget])
+}
+
+type forgetting int
+
+const (
+	everything forgetting = iota // that was not synced
+	noNames
+	byChance
+)
+
+// chance is one of its own for every operation and cut.
+func (c cut) chance(name string) *rand.Rand {
+	h := fnv.New64a()
+	io.WriteString(h, name) // never fails
+	return rand.New(rand.NewPCG(c.seed, h.Sum64()+uint64(c.at)))
+}
+
+// TestOperationsSurvivePowerLoss cuts the power before the first change that an
+// operation makes, to the disk or the database, then before the second, and so
+// on, and last when it has run to its end. After each cut the disk has forgotten
+// what was never synced, or some of it, and contentd starts again, which is cut
+// too. What the clients were told is true then: a blob is whole or absent, and
+// whole if a commit said so.
+func TestOperationsSurvivePowerLoss(t *testing.T) {
+	seed := newSeed(t)
+	for _, o := range operations {
+		t.Run(o.name, func(t *testing.T) {
 			t.Parallel()
-			for _, keepNames := range []bool{false, true} {
-				for cut := 1; playUntil(t, st, cut, keepNames); cut++ {
+			for _, forget := range []forgetting{everything, noNames, byChance} {
+				for at := 1; o.survives(t, cut{at, forget, seed}); at++ {
 				}
 			}
 		})
 	}
 }
 
-// playUntil plays a story until the power goes, and says whether it did.
-func playUntil(t *testing.T, st story, cut int, keepNames bool) bool {
+// newScene is in a store that was just opened.
+func newScene(t *testing.T) *scene {
 	t.Helper()
-	cfg, told := testConfig(t), newTold()
-	defer os.RemoveAll(cfg.Root)
-	p, err := playOn(t, cfg, st, told, cut, keepNames)
-	if p.left == nil {
+	sc := &scene{ctx: t.Context(), cfg: quickConfig(t), writers: map[string]content.Writer{}, told: newTold()}
+	sc.p = newPower(t, sc.cfg.Root, 0, false)
+	if err := sc.open(); err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	return sc
+}
+
+// survives says whether the power went before the end.
+func (o operation) survives(t *testing.T, c cut) bool {
+	t.Helper()
+	sc := newScene(t)
+	defer os.RemoveAll(sc.cfg.Root)
+	if err := sc.play(o.before); err != nil {
+		t.Fatalf("before: %v", err)
+	}
+	p := sc.p
+	p.keepNames = c.forget == noNames
+	if c.forget == byChance {
+		p.chance = c.chance(o.name)
+	}
+	p.cutAt = p.changes + c.at
+	err := sc.play(o.steps)
+	sc.close(t)
+	over := p.left == nil
+	if over {
 		if err != nil {
 			t.Fatalf("without a cut: %v", err)
 		}
-		return false
+		p.makeImage() // the power goes when all is said
 	}
-	p.left.restore(t, cfg.Root)
-	checkAfter(t, cfg, told, fmt.Sprintf("cut %d (names kept: %t, the client was told %v)", cut, keepNames, err))
-	return true
+	p.left.restore(t, sc.cfg.Root)
+	when := fmt.Sprintf("%v (%s said %v)", c, o.name, err)
+	when += sc.openAgain(t, c, p.chance)
+	checkAfter(t, sc, when)
+	return !over && !t.Failed()
 }
 
-// playOn plays a story in a new store, and returns its error.
-func playOn(t *testing.T, cfg Config, st story, told *told, cut int, keepNames bool) (*power, error) {
+// openAgain opens what is left until another cut.
+func (sc *scene) openAgain(t *testing.T, c cut, chance *rand.Rand) (when string) {
 	t.Helper()
-	p := newPower(t, cfg.Root, 0, keepNames)
-	s, err := p.open(cfg, Needs{})
-	if err != nil {
-		t.Fatalf("Open: %v", err)
+	at := 1 + c.at%10
+	if chance != nil {
+		at = 1 + chance.IntN(12)
 	}
-	defer closeStore(t, s)
-	p.cutAt = p.changes + cut
-	return p, st.play(t.Context(), s, told)
+	p := newPower(t, sc.cfg.Root, at, c.forget == noNames)
+	p.chance = chance
+	if s, err := p.open(sc.cfg, Needs{}); err == nil {
+		closeStore(t, s)
+	}
+	if p.left == nil {
+		return ""
+	}
+	p.left.restore(t, sc.cfg.Root)
+	return fmt.Sprintf(", and change %d of the next start", at)
 }
 
-// TestOpenSurvivesPowerLoss cuts the power in the middle of a story, and then
-// before each change that the next Open makes.
-func TestOpenSurvivesPowerLoss(t *testing.T) {
-	for _, st := range stories[:3] {
-		for cut := 6; cut <= 10; cut += 2 {
-			t.Run(fmt.Sprintf("%s, cut %d", st.name, cut), func(t *testing.T) {
-				t.Parallel()
-				openUntil(t, st, cut, cut == 8)
-			})
-		}
-	}
-	t.Run("the first", func(t *testing.T) {
-		t.Parallel()
-		openUntil(t, story{}, 0, false)
-	})
-}
-
-// openUntil plays a story until a cut and opens what it left until another, and
-// does so again for each change that Open makes.
-func openUntil(t *testing.T, st story, cut int, keepNames bool) {
-	t.Helper()
-	for again := 1; ; again++ {
-		cfg, told := testConfig(t), newTold()
-		if cut > 0 {
-			p, _ := playOn(t, cfg, st, told, cut, keepNames)
-			if p.left == nil {
-				return // the story was over
-			}
-			p.left.restore(t, cfg.Root)
-		}
-		p := newPower(t, cfg.Root, again, keepNames)
-		s, err := p.open(cfg, Needs{})
-		if err == nil {
-			closeStore(t, s)
-		}
-		if p.left == nil {
-			if err != nil {
-				t.Errorf("Open without a cut: %v", err)
-			}
-			return
-		}
-		p.left.restore(t, cfg.Root)
-		checkAfter(t, cfg, told, fmt.Sprintf("cut %d, and %d of Open (names kept: %t)", cut, again, keepNames))
-		os.RemoveAll(cfg.Root)
-	}
-}
-
-// TestCommitSyncsWhatAKilledWriterLeft: what is in the file may be in memory
-// only.
-func TestCommitSyncsWhatAKilledWriterLeft(t *testing.T) {
-	cfg := testConfig(t)
-	p := newPower(t, cfg.Root, 0, false)
-	killed, err := p.open(cfg, Needs{})
-	if err != nil {
-		t.Fatalf("Open: %v", err)
-	}
-	w, err := killed.In(one).Writer(t.Context(), content.WriterOptions{Ref: "r"})
-	if err != nil {
-		t.Fatalf("Writer: %v", err)
-	}
-	if _, err := w.Write(body); err != nil {
-		t.Fatalf("Write: %v", err)
-	}
-	if err := killed.kv.Close(); err != nil { // and nothing else
-		t.Fatal(err)
-	}
-	w.(*writer).closeFile()
-
-	s, err := p.open(cfg, Needs{})
-	if err != nil {
-		t.Fatalf("Open: %v", err)
-	}
-	told := newTold()
-	if err := told.put(t.Context(), s, one, "r", body); err != nil {
-		t.Fatalf("Put: %v", err)
-	}
-	p.cutAt = p.changes + 1
-	_ = s.In(one).Delete(t.Context(), bodyD)
-	closeStore(t, s)
-	p.left.restore(t, cfg.Root)
-	checkAfter(t, cfg, told, "after the commit")
-}
-
-// TestEveryChangeMayFail fails one change of a story and nothing else. The
-// process goes on, and what the client was told is true then too, and after the
-// next start.
+// TestEveryChangeMayFail fails one change of an operation and nothing else. The
+// process goes on, and what the clients were told is true then too, and after
+// the next start.
 func TestEveryChangeMayFail(t *testing.T) {
-	for _, st := range stories {
-		t.Run(st.name, func(t *testing.T) {
+	for _, o := range operations {
+		t.Run(o.name, func(t *testing.T) {
 			t.Parallel()
-			for at := 1; failAt(t, st, at); at++ {
+			for at := 1; o.failsAt(t, at); at++ {
 			}
 		})
 	}
 }
 
-func failAt(t *testing.T, st story, at int) bool {
+func (o operation) failsAt(t *testing.T, at int) bool {
 	t.Helper()
-	cfg, told := testConfig(t), newTold()
-	p := newPower(t, cfg.Root, 0, false)
-	s, err := p.open(cfg, Needs{})
-	if err != nil {
-		t.Fatalf("Open: %v", err)
+	sc := newScene(t)
+	defer os.RemoveAll(sc.cfg.Root)
+	if err := sc.play(o.before); err != nil {
+		t.Fatalf("before: %v", err)
 	}
+	p := sc.p
 	p.failAt = p.changes + at
-	when := fmt.Sprintf("change %d failed (the client was told %v)", at, st.play(t.Context(), s, told))
+	when := fmt.Sprintf("change %d failed (%s said %v)", at, o.name, sc.play(o.steps))
 	more := p.changes >= p.failAt
 	p.failAt = 0
-	checkTold(t, s, told, when)
-	if err := told.put(t.Context(), s, one, "other", body); err != nil {
-		t.Errorf("%s: trying again: %v", when, err)
+	if sc.s != nil {
+		for _, w := range sc.writers {
+			_ = w.Close()
+		}
+		clear(sc.writers)
+		checkTold(t, sc.s, sc.told, when)
+		if err := sc.told.put(t.Context(), sc.s, one, "other", body); err != nil {
+			t.Errorf("%s: trying again: %v", when, err)
+		}
+		checkTold(t, sc.s, sc.told, when+", tried again")
 	}
-	checkTold(t, s, told, when+", tried again")
-	closeStore(t, s)
-	checkAfter(t, cfg, told, when)
-	os.RemoveAll(cfg.Root)
-	return more
+	sc.close(t)
+	checkAfter(t, sc, when)
+	return more && !t.Failed()
 }
 
-// checkAfter opens what is left and compares it with what the client was told.
-func checkAfter(t *testing.T, cfg Config, told *told, when string) {
+// checkAfter opens what is left and compares it with what the clients know.
+func checkAfter(t *testing.T, sc *scene, when string) {
 	t.Helper()
-	s, err := Open(cfg, Needs{})
+	s, err := Open(sc.cfg, Needs{})
 	if err != nil {
 		t.Errorf("%s: Open: %v", when, err)
 		return
 	}
 	defer closeStore(t, s)
-	checkTold(t, s, told, when)
-	// The ingest that was left goes on, whatever it has: a commit names bytes
-	// by what they are.
-	w, err := s.In(one).Writer(t.Context(), content.WriterOptions{Ref: "r"})
-	if err != nil {
-		t.Errorf("%s: Writer: %v", when, err)
-		return
-	}
-	d := w.Digest()
-	if err := w.Commit(t.Context(), 0, "", nil); err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) {
-		t.Errorf("%s: Commit of what was left: %v", when, err)
-	}
-	if _, err := content.ReadAll(t.Context(), s.In(one), d, 1<<20); err != nil {
-		t.Errorf("%s: what was left: %v", when, err)
-	}
-	if err := told.put(t.Context(), s, one, "r", body); err != nil {
+	s.now = func() time.Time { return time.Now().UTC().Add(sc.ahead) }
+	checkTold(t, s, sc.told, when)
+	checkIngests(t, s, sc.told, when)
+	if err := sc.told.put(t.Context(), s, one, "put", body); err != nil {
 		t.Errorf("%s: trying again: %v", when, err)
 	}
-	checkTold(t, s, told, when+", tried again")
+	checkTold(t, s, sc.told, when+", tried again")
 	s.sweep(t.Context())
 	checkFiles(t, s, when)
 }
 
-// checkTold reads every blob, and those that the client was told of.
+// checkTold reads every blob, and those that the clients were told of.
 func checkTold(t *testing.T, s *Store, told *told, when string) {
 	t.Helper()
 	for _, scope := range []namespace.Scope{one, two} {
@@ -441,15 +300,69 @@ func checkTold(t *testing.T, s *Store, told *told, when string) {
 				t.Fatalf("%s: List: %v", when, err)
 			}
 			b, err := content.ReadAll(t.Context(), s.In(scope), info.Digest, 1<<20)
+			if told.rotten[info.Digest] && errors.Is(err, errdefs.ErrDataLoss) {
+				continue
+			}
 			if err != nil || int64(len(b)) != info.Size {
 				t.Errorf("%s: blob %s in %s: %d bytes of %d, %v", when, info.Digest, scope.Name, len(b), info.Size, err)
 			}
 		}
 	}
 	for at, there := range told.there {
-		_, err := s.In(at.scope).Info(t.Context(), at.digest)
+		info, err := s.In(at.scope).Info(t.Context(), at.digest)
 		if there && err != nil || !there && !errors.Is(err, errdefs.ErrNotFound) {
 			t.Errorf("%s: blob %s in %s was said to be there: %t; Info: %v", when, at.digest, at.scope.Name, there, err)
+		}
+		if want, ok := told.labels[at]; ok && info.Labels["a"] != want {
+			t.Errorf("%s: blob %s in %s has labels %v, and was said to have %q", when, at.digest, at.scope.Name, info.Labels, want)
+		}
+	}
+	has, err := s.ListMembers(t.Context(), one.Name, kept)
+	if err != nil {
+		t.Errorf("%s: ListMembers: %v", when, err)
+	}
+	for r, is := range told.members {
+		found := false
+		for _, other := range has {
+			found = found || other == r
+		}
+		if found != is {
+			t.Errorf("%s: %v was said to be a member: %t", when, r, is)
+		}
+	}
+}
+
+// checkIngests goes on with every ingest, whatever it has: a commit names bytes
+// by what they are. Those that were closed have what they had.
+func checkIngests(t *testing.T, s *Store, told *told, when string) {
+	t.Helper()
+	for ref, scope := range told.refs {
+		want, known := told.ingests[ref]
+		st, err := s.In(scope).Status(t.Context(), ref)
+		switch {
+		case known && want == nil && !errors.Is(err, errdefs.ErrNotFound):
+			t.Errorf("%s: ref %s was said to be over; Status: %+v, %v", when, ref, st, err)
+		case known && want != nil && (err != nil || st.Offset != want.size):
+			t.Errorf("%s: ref %s was said to have %d bytes; Status: %+v, %v", when, ref, want.size, st, err)
+		}
+		told.doubtRef(ref)
+		w, err := s.In(scope).Writer(t.Context(), content.WriterOptions{Ref: ref})
+		if err != nil {
+			t.Errorf("%s: Writer of ref %s: %v", when, ref, err)
+			continue
+		}
+		d := w.Digest()
+		if known && want != nil && d != want.digest && d.Algorithm() == want.digest.Algorithm() {
+			t.Errorf("%s: ref %s was said to be %s, and is %s", when, ref, want.digest, d)
+		}
+		if err := w.Commit(t.Context(), 0, "", nil); err != nil && !errors.Is(err, errdefs.ErrAlreadyExists) {
+			t.Errorf("%s: Commit of what was left: %v", when, err)
+		}
+		if d.Algorithm() == digest.SHA256 {
+			told.doubt(scope, d)
+		}
+		if _, err := content.ReadAll(t.Context(), s.In(scope), w.Digest(), 1<<20); err != nil {
+			t.Errorf("%s: what was left of ref %s: %v", when, ref, err)
 		}
 	}
 }

@@ -21,9 +21,9 @@ import (
 
 const (
 	megabyte = 1 << 20
-	stat     = api.WriteAction_STAT
-	write    = api.WriteAction_WRITE
-	commit   = api.WriteAction_COMMIT
+	toStat   = api.WriteAction_STAT
+	toWrite  = api.WriteAction_WRITE
+	toCommit = api.WriteAction_COMMIT
 )
 
 // write sends messages, each after the answer to the one before, and returns the
@@ -100,7 +100,7 @@ func TestWhatIsNoDigestIsRefusedByEveryCall(t *testing.T) {
 		if d == "" {
 			continue // says nothing
 		}
-		for _, action := range []api.WriteAction{stat, write, commit, 99} {
+		for _, action := range []api.WriteAction{toStat, toWrite, toCommit, 99} {
 			_, err = s.write(ctx, &api.WriteContentRequest{Action: action, Ref: "r", Expected: d})
 			wantKind(t, "Write", err, errdefs.ErrInvalidArgument)
 			wantShort(t, "Write", err)
@@ -126,7 +126,7 @@ func TestOddRefsAreRefsAndLongOnesAreNone(t *testing.T) {
 		"\x00", "a\x00b", "a\nb", "../../etc/passwd", "/", ".", " ", "\u202e", "\U0010ffff", strings.Repeat("/", 4096), strings.Repeat("\x00", 4096),
 	} {
 		what := "ref " + strings.ToValidUTF8(ref[:min(len(ref), 10)], "")
-		resp, err := s.write(ctx, &api.WriteContentRequest{Action: write, Ref: ref, Data: []byte(ref)})
+		resp, err := s.write(ctx, &api.WriteContentRequest{Action: toWrite, Ref: ref, Data: []byte(ref)})
 		if err != nil || resp.Offset != int64(len(ref)) {
 			t.Fatalf("%q: Write: %v, %v", what, resp, err)
 		}
@@ -178,7 +178,7 @@ func TestLabelsOverTheLimitAreRefused(t *testing.T) {
 			Info: &api.Info{Digest: d.String(), Labels: labels}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels"}},
 		})
 		wantKind(t, name+": Update of labels", err, errdefs.ErrInvalidArgument)
-		_, err = s.write(ctx, &api.WriteContentRequest{Action: commit, Ref: "r", Data: []byte("x"), Labels: labels})
+		_, err = s.write(ctx, &api.WriteContentRequest{Action: toCommit, Ref: "r", Data: []byte("x"), Labels: labels})
 		wantKind(t, name+": commit", err, errdefs.ErrInvalidArgument)
 		wantShort(t, name+": commit", err)
 	}
@@ -219,16 +219,16 @@ func TestOffsetsAndTotalsBeyondEverythingAreRefused(t *testing.T) {
 			t.Errorf("Read of %d at %d: %v, want %v", c.size, c.offset, err, c.want)
 		}
 	}
-	half := &api.WriteContentRequest{Action: write, Ref: "r", Data: []byte("half")}
+	half := &api.WriteContentRequest{Action: toWrite, Ref: "r", Data: []byte("half")}
 	for _, c := range []struct {
 		name string
 		want error
 		last *api.WriteContentRequest
 	}{
-		{"the largest offset", errdefs.ErrOutOfRange, &api.WriteContentRequest{Action: write, Offset: math.MaxInt64, Data: []byte("x")}},
-		{"an offset near the largest", errdefs.ErrOutOfRange, &api.WriteContentRequest{Action: commit, Offset: math.MaxInt64 - 1, Data: []byte("xxx")}},
-		{"the largest total", errdefs.ErrFailedPrecondition, &api.WriteContentRequest{Action: commit, Offset: 4, Total: math.MaxInt64}},
-		{"another digest", errdefs.ErrFailedPrecondition, &api.WriteContentRequest{Action: commit, Offset: 4, Expected: digest.FromString("x").String()}},
+		{"the largest offset", errdefs.ErrOutOfRange, &api.WriteContentRequest{Action: toWrite, Offset: math.MaxInt64, Data: []byte("x")}},
+		{"an offset near the largest", errdefs.ErrOutOfRange, &api.WriteContentRequest{Action: toCommit, Offset: math.MaxInt64 - 1, Data: []byte("xxx")}},
+		{"the largest total", errdefs.ErrFailedPrecondition, &api.WriteContentRequest{Action: toCommit, Offset: 4, Total: math.MaxInt64}},
+		{"another digest", errdefs.ErrFailedPrecondition, &api.WriteContentRequest{Action: toCommit, Offset: 4, Expected: digest.FromString("x").String()}},
 	} {
 		_, err := s.write(ctx, half, c.last)
 		wantKind(t, c.name, err, c.want)
@@ -247,7 +247,7 @@ func TestOffsetsAndTotalsBeyondEverythingAreRefused(t *testing.T) {
 		{math.MaxInt64, errdefs.ErrResourceExhausted},
 		{1 << 60, errdefs.ErrResourceExhausted},
 	} {
-		for _, action := range []api.WriteAction{stat, write, commit} {
+		for _, action := range []api.WriteAction{toStat, toWrite, toCommit} {
 			_, err := s.write(ctx, &api.WriteContentRequest{Action: action, Ref: "r", Total: c.total})
 			wantKind(t, "total", err, c.want)
 			if errors.Is(err, errdefs.ErrUnavailable) {
@@ -262,7 +262,7 @@ func TestOffsetsAndTotalsBeyondEverythingAreRefused(t *testing.T) {
 func TestMessagesOutOfTurnAreAnsweredByKind(t *testing.T) {
 	s := newSite(t)
 	ctx := s.as(one)
-	_, err := s.write(ctx, &api.WriteContentRequest{Action: write, Data: []byte("x")})
+	_, err := s.write(ctx, &api.WriteContentRequest{Action: toWrite, Data: []byte("x")})
 	wantKind(t, "a first message without a ref", err, errdefs.ErrInvalidArgument)
 	// An action that is none does nothing, as in containerd.
 	for _, action := range []api.WriteAction{3, 99, -1, math.MaxInt32, math.MinInt32} {
@@ -273,8 +273,8 @@ func TestMessagesOutOfTurnAreAnsweredByKind(t *testing.T) {
 	}
 	// The ref of a stream is that of its first message.
 	if _, err := s.write(ctx,
-		&api.WriteContentRequest{Action: write, Ref: "first", Data: []byte("abc")},
-		&api.WriteContentRequest{Action: write, Ref: "second", Offset: 3, Data: []byte("def")},
+		&api.WriteContentRequest{Action: toWrite, Ref: "first", Data: []byte("abc")},
+		&api.WriteContentRequest{Action: toWrite, Ref: "second", Offset: 3, Data: []byte("def")},
 	); err != nil {
 		t.Errorf("Write with another ref: %v", err)
 	}
@@ -285,8 +285,8 @@ func TestMessagesOutOfTurnAreAnsweredByKind(t *testing.T) {
 	wantKind(t, "Status of the second ref", err, errdefs.ErrNotFound)
 	// A stream that has committed is over.
 	resp, err := s.write(ctx,
-		&api.WriteContentRequest{Action: commit, Ref: "r", Data: []byte("abc")},
-		&api.WriteContentRequest{Action: write, Offset: 3, Data: []byte("def")})
+		&api.WriteContentRequest{Action: toCommit, Ref: "r", Data: []byte("abc")},
+		&api.WriteContentRequest{Action: toWrite, Offset: 3, Data: []byte("def")})
 	if !errors.Is(err, io.EOF) {
 		t.Errorf("Write after a commit: %v, %v; want the end", resp, err)
 	}
@@ -298,12 +298,12 @@ func TestMessagesOutOfTurnAreAnsweredByKind(t *testing.T) {
 func TestHugeMessagesEndTheirStreamAndNoOther(t *testing.T) {
 	s := newSite(t)
 	ctx := s.as(one)
-	_, err := s.write(ctx, &api.WriteContentRequest{Action: write, Ref: "r", Data: make([]byte, rpc.MessageMax+1)})
+	_, err := s.write(ctx, &api.WriteContentRequest{Action: toWrite, Ref: "r", Data: make([]byte, rpc.MessageMax+1)})
 	wantKind(t, "Write", err, errdefs.ErrResourceExhausted)
 	_, err = s.store.In(one).Status(ctx, "r")
 	wantKind(t, "Status", err, errdefs.ErrNotFound)
 	most := make([]byte, rpc.MessageMax-1024)
-	if _, err := s.write(ctx, &api.WriteContentRequest{Action: commit, Ref: "r", Data: most, Expected: digest.FromBytes(most).String()}); err != nil {
+	if _, err := s.write(ctx, &api.WriteContentRequest{Action: toCommit, Ref: "r", Data: most, Expected: digest.FromBytes(most).String()}); err != nil {
 		t.Errorf("Write of the most that a message takes: %v", err)
 	}
 	if _, err := content.ReadAll(ctx, s.store.In(one), digest.FromBytes(most), rpc.MessageMax); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,7 +22,8 @@ var errPower = errors.New("the power is off")
 
 // A power is a disk and a database whose machine stops before a change. Of what
 // was written until then only what was synced is left, with the names that were
-// given since, or without them: a file system may do either.
+// given since, or without them: a file system may do either. Left to chance, it
+// is any of the names, and any pages of the bytes.
 //
 // Only the records are real: that they are durable when they say so is
 // tested where they are made.
@@ -31,6 +33,7 @@ type power struct {
 	root      string
 	left      *image // the disk as it is found after the cut
 	keepNames bool
+	chance    *rand.Rand // if set, it decides of every name, page and record
 
 	// mu guards the fields below it.
 	mu      sync.Mutex
@@ -103,10 +106,75 @@ func (p *power) makeImage() {
 	if p.keepNames {
 		names = p.live
 	}
-	p.left = &image{files: map[string]inode{}}
-	for path, i := range names {
-		p.left.files[strings.TrimPrefix(path, p.root)] = *i
+	if p.chance != nil {
+		names = p.someNames()
 	}
+	p.left = &image{files: map[string]inode{}}
+	for _, path := range slices.Sorted(maps.Keys(names)) {
+		i := *names[path]
+		if p.chance != nil && !i.dir {
+			i.synced = p.somePages(i.synced, p.written(names[path]))
+		}
+		p.left.files[strings.TrimPrefix(path, p.root)] = i
+	}
+}
+
+// someNames are those that are durable, and some of the changes since.
+func (p *power) someNames() map[string]*inode {
+	names := maps.Clone(p.durable)
+	set := func(path string) {
+		if i := p.live[path]; i != nil {
+			names[path] = i
+		} else {
+			delete(names, path)
+		}
+	}
+	paths := maps.Clone(p.live)
+	maps.Copy(paths, p.durable)
+	for _, path := range slices.Sorted(maps.Keys(paths)) {
+		if p.live[path] == p.durable[path] || p.chance.IntN(2) == 0 {
+			continue
+		}
+		set(path)
+		// A rename is one change.
+		for to, from := range p.moves {
+			if to == path || from == path {
+				set(to)
+				set(from)
+			}
+		}
+	}
+	return names
+}
+
+// written is what is in a file now, synced or not.
+func (p *power) written(i *inode) []byte {
+	for path, other := range p.live {
+		if other == i {
+			if b, err := os.ReadFile(path); err == nil {
+				return b
+			}
+		}
+	}
+	return i.synced
+}
+
+// somePages makes a file of what was synced and what was written: of a size in
+// between, and each page of the one or the other, or of nothing.
+func (p *power) somePages(synced, written []byte) []byte {
+	least, most := min(len(synced), len(written)), max(len(synced), len(written))
+	b := make([]byte, least+[]int{0, most - least, p.chance.IntN(most - least + 1)}[p.chance.IntN(3)])
+	const page = 4096
+	for at := 0; at < len(b); at += page {
+		from := synced
+		if p.chance.IntN(2) == 0 {
+			from = written
+		}
+		if at < len(from) {
+			copy(b[at:min(at+page, len(b))], from[at:])
+		}
+	}
+	return b
 }
 
 // An image is a disk as it is found after the power went, by path below the
@@ -282,15 +350,24 @@ type powerDB struct {
 }
 
 func (db powerDB) Update(ctx context.Context, fn func(tx *kv.Tx) error) error {
-	if err := db.p.do("update", func() error { return nil }); err != nil {
-		return err
-	}
-	return db.database.Update(ctx, fn)
+	return db.do("update", func() error { return db.database.Update(ctx, fn) })
 }
 
 func (db powerDB) Release(ctx context.Context, fn func(tx *kv.Tx) error) error {
-	if err := db.p.do("release", func() error { return nil }); err != nil {
-		return err
+	return db.do("release", func() error { return db.database.Release(ctx, fn) })
+}
+
+// do commits, or does not, or does and cannot say so any more.
+func (db powerDB) do(what string, commit func() error) error {
+	late := false
+	err := db.p.do(what, func() error { return nil })
+	if err != nil {
+		db.p.mu.Lock()
+		late = db.p.changes == db.p.cutAt && db.p.chance != nil && db.p.chance.IntN(2) == 0
+		db.p.mu.Unlock()
 	}
-	return db.database.Release(ctx, fn)
+	if err == nil || late {
+		err = errors.Join(err, commit())
+	}
+	return err
 }
