@@ -6,7 +6,6 @@ import (
 	"io"
 
 	"github.com/gantryd/gantry/services/backup"
-	"github.com/gantryd/gantry/services/kv"
 )
 
 var _ backup.Keeper = (*Store)(nil)
@@ -14,20 +13,42 @@ var _ backup.Keeper = (*Store)(nil)
 // Backup implements [backup.Keeper].
 func (s *Store) Backup(ctx context.Context, w io.Writer) error { return s.kv.Backup(ctx, w) }
 
-// Restore implements [backup.Keeper]. The ingests that are written meanwhile
-// are over, unless the backup knows them too.
+// Restore implements [backup.Keeper]. What was there is backed up before. Blobs
+// that the backup does not know, and whose file tells who has them, are kept.
+// Ingests that the backup does not know are over.
 func (s *Store) Restore(ctx context.Context, r io.Reader) (backup.Report, error) {
-	var info kv.BackupInfo
-	if err := s.gate.Apart(ctx, func() (err error) {
-		info, err = s.kv.Replace(ctx, r)
-		return err
-	}); err != nil {
+	if err := s.backUp(ctx); err != nil {
+		s.log.Warn("what is about to be replaced could not be backed up", "err", err)
+	}
+	if err := s.startRebuild(); err != nil {
 		return backup.Report{}, err
 	}
-	s.log.Warn("the records of a backup are in the place of those that were there", "records", info.Rows)
-	report := backup.Report{Records: info.Rows}
-	if err := s.reconcileBlobs(); err != nil {
-		return report, fmt.Errorf("the records are restored, but: %w", err)
+	var report backup.Report
+	replaced := false
+	err := s.gate.Apart(ctx, func() error {
+		info, err := s.kv.Replace(ctx, r)
+		if err != nil {
+			return err
+		}
+		replaced = true
+		s.log.Warn("the records of a backup are in the place of those that were there", "records", info.Rows)
+		report, err = s.rebuild(ctx)
+		report.Records = info.Rows
+		return err
+	})
+	switch {
+	case err == nil:
+		return report, s.reconcileBlobs()
+	case replaced:
+		return report, fmt.Errorf("the records are restored, and contentd has to be started again to complete them: %w", err)
 	}
-	return report, nil
+	return report, s.unlessReplaced(err)
+}
+
+// unlessReplaced ends a restore that has changed nothing.
+func (s *Store) unlessReplaced(err error) error {
+	if e := s.endRebuild(); e != nil {
+		s.log.Warn("the next start looks for blobs without a record", "err", e)
+	}
+	return err
 }

@@ -1,6 +1,8 @@
 package contentd
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"testing"
 
@@ -9,6 +11,8 @@ import (
 
 	"github.com/gantryd/gantry/services/backup/backuptest"
 	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/fsck"
+	"github.com/gantryd/gantry/services/namespace"
 )
 
 // TestBackup keeps names and values as labels of two blobs.
@@ -33,4 +37,69 @@ func TestBackup(t *testing.T) {
 			},
 		}
 	})
+}
+
+func TestRestoreKeepsTheBlobsOfSince(t *testing.T) {
+	s := openStore(t, testConfig(t), nil)
+	old := put(t, s, one, []byte("before the backup"))
+	deleted := put(t, s, one, []byte("deleted after the backup"))
+	var b bytes.Buffer
+	must(t, s.Backup(t.Context(), &b))
+	remove(t, s, one, deleted)
+	s.sweep(t.Context())
+	put(t, s, two, []byte("after the backup"))
+	w, err := s.In(one).Writer(t.Context(), content.WriterOptions{Ref: "r"})
+	must(t, err)
+	defer w.Close()
+	_, err = w.Write(body)
+	must(t, err)
+
+	r, err := s.Restore(t.Context(), &b)
+	must(t, err)
+	t.Logf("%+v", r)
+	for scope, text := range map[namespace.Scope]string{one: "before the backup", two: "after the backup"} {
+		got, err := content.ReadAll(t.Context(), s.In(scope), digest.FromString(text), 1<<20)
+		if err != nil || string(got) != text {
+			t.Errorf("%s: %q, %v", text, got, err)
+		}
+	}
+	wantAbsent(t, s, one, deleted)
+	if _, err := s.In(one).Info(t.Context(), old); err != nil {
+		t.Errorf("Info: %v", err)
+	}
+	if names, err := s.backupFiles(); err != nil || len(names) != 1 {
+		t.Errorf("what was there is in %v, %v", names, err)
+	}
+	must(t, w.Close())
+	put(t, s, one, body)
+	if all := findings(t, s, fsck.Options{Deep: true}); len(all) > 0 {
+		t.Errorf("afterwards: %+v", all)
+	}
+}
+
+func TestBackupsAreMadeWhenSomethingChanged(t *testing.T) {
+	s := openStore(t, testConfig(t), nil)
+	want := func(n int) []string {
+		t.Helper()
+		names, err := s.backupFiles()
+		if err != nil || len(names) != n {
+			t.Fatalf("%d backups are wanted: %v, %v", n, names, err)
+		}
+		return names
+	}
+	for i, n := range []int{1, 2, 2} {
+		put(t, s, one, []byte{byte(i)})
+		for range 2 {
+			must(t, s.backUp(t.Context()))
+		}
+		want(n)
+	}
+	first := want(2)[0]
+	put(t, s, one, body)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantKind(t, "KeepBackups", s.KeepBackups(ctx), context.Canceled)
+	if last := want(2); last[1] != first {
+		t.Errorf("at the end no backup was made: %v", last)
+	}
 }

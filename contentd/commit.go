@@ -68,6 +68,9 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 	if err := claim.Check(w.options.Ref, w.status.Offset, d); err != nil {
 		return false, err
 	}
+	if w.file != nil {
+		w.c.annotate(w.c.ingestPath(w.name), w.c.scope.Name, w.c.now(), label.Clean(labels))
+	}
 	if err := w.seal(); err != nil {
 		return true, err
 	}
@@ -162,6 +165,9 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, l lease.Ref, labe
 		return false, err
 	}
 	w.c.find(d)
+	if move == stayed && !r.gone {
+		w.c.annotate(w.c.path(d), w.c.scope.Name, w.c.now(), labels)
+	}
 	if move == stayed || r.left != w.name {
 		w.c.removeIngest(r.left)
 	}

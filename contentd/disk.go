@@ -27,6 +27,10 @@ type disk interface {
 	Rename(from, to string) error
 	Remove(name string) error
 	SyncDir(dir string) error
+	// SetNote and RemoveNote change an attribute of a file, which is durable
+	// when the file is next synced.
+	SetNote(path, name string, value []byte) error
+	RemoveNote(path, name string) error
 	// Free returns how many bytes can be written below dir.
 	Free(dir string) (int64, error)
 }

@@ -7,6 +7,12 @@
 //	<root>/ingest/<random>           blobs being written, 0600
 //	<root>/quarantine/<algorithm>-<hex>-<random>   blobs whose bytes are wrong
 //	<root>/db/                       records, see package kv
+//	<root>/db.damaged-<time>/        records that could not be used, kept for people
+//	<root>/backup/records-<time>.backup   the last two backups of the records
+//	<root>/rebuild                   as long as records are to be made from blobs
+//
+// The file of a blob has an extended attribute user.gantry.<namespace> for each
+// namespace that has it: since when, and the labels.
 //
 // The records, by key:
 //
@@ -46,6 +52,21 @@
 // A blob that a check found corrupt is moved to quarantine/, and its records
 // stay: without a file it is absent, as above, until it is committed again.
 //
+// # What survives the loss of the database
+//
+// The blobs, in the namespaces that had them. A database that is damaged or gone
+// is put aside and the last backup takes its place; then every file whose
+// attributes tell of a namespace without a record gets one, with the label
+// containerd.io/gc.root, so that nothing of it is collected before somebody has
+// looked. A file without attributes, as on a file system that has none, becomes
+// a blob of [Config].Recovered. What is lost: leases, ingests and labels newer
+// than the backup, where no attribute has them; and a blob that was deleted since
+// the backup is there again if its file still is, with its attribute.
+//
+// The attribute of the namespace that wrote the bytes is synced with them. That
+// of one that borrowed them, or changed labels later, is not synced: a loss of
+// power within seconds of it, and of the database, loses it.
+//
 // # Locking
 //
 // A ref is held by its writer, in memory. A digest is locked, by one mutex of
@@ -83,6 +104,9 @@
 // another namespace for more than ten seconds, whatever it writes.
 //
 // # Limits
+//
+// A backup is made every [Config].BackupMinutes and at a clean stop, if anything
+// has changed; two are kept.
 //
 // Nothing is written to a disk with less free than [Config].FreeMinMiB; deletes
 // go on. An ingest without a lease is removed a day after it was last written.

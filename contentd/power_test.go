@@ -50,6 +50,7 @@ type power struct {
 type inode struct {
 	dir    bool
 	synced []byte
+	notes  map[string][]byte // that were synced
 }
 
 // newPower finds root as it was left: durable.
@@ -58,7 +59,7 @@ func newPower(t testing.TB, root string, cutAt int, keepNames bool) *power {
 		t: t, root: root, keepNames: keepNames, cutAt: cutAt,
 		live: map[string]*inode{}, moves: map[string]string{},
 	}
-	for _, top := range []string{"blobs", "ingest", "quarantine"} {
+	for _, top := range []string{"blobs", "ingest", "quarantine", "rebuild"} {
 		err := filepath.WalkDir(filepath.Join(root, top), func(path string, e fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
@@ -68,7 +69,7 @@ func newPower(t testing.TB, root string, cutAt int, keepNames bool) *power {
 				return err
 			}
 			b, err := os.ReadFile(path)
-			p.live[path] = &inode{synced: b}
+			p.live[path] = &inode{synced: b, notes: rawNotes(t, path)}
 			return err
 		})
 		if err != nil {
@@ -99,6 +100,15 @@ func (p *power) change(what string) error {
 		p.makeImage()
 	}
 	return errPower
+}
+
+// cut turns the power off now.
+func (p *power) cut() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cutAt = p.changes + 1
+	p.makeImage()
+	return nil
 }
 
 func (p *power) makeImage() {
@@ -184,7 +194,7 @@ type image struct{ files map[string]inode }
 // restore makes the files of root what they were.
 func (i *image) restore(t testing.TB, root string) {
 	t.Helper()
-	for _, top := range []string{"blobs", "ingest", "quarantine"} {
+	for _, top := range []string{"blobs", "ingest", "quarantine", "rebuild"} {
 		if err := os.RemoveAll(filepath.Join(root, top)); err != nil {
 			t.Fatal(err)
 		}
@@ -199,7 +209,11 @@ func (i *image) restore(t testing.TB, root string) {
 		if f.dir {
 			err = os.Mkdir(path, 0o755)
 		} else {
-			err = os.WriteFile(path, f.synced, 0o400)
+			err = os.WriteFile(path, f.synced, 0o600)
+			for name, value := range f.notes {
+				err = errors.Join(err, osDisk{}.SetNote(path, name, value))
+			}
+			err = errors.Join(err, os.Chmod(path, 0o400))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -235,7 +249,7 @@ func (p *power) Create(name string) (f file, err error) {
 			return err
 		}
 		p.live[name] = &inode{}
-		f = powerFile{inner, p, p.live[name]}
+		f = powerFile{inner, p, p.live[name], name}
 		return nil
 	})
 	return f, err
@@ -245,7 +259,7 @@ func (p *power) Reopen(name string) (f file, err error) {
 	err = p.do("reopen", func() error {
 		inner, err := p.osDisk.Reopen(name)
 		if err == nil {
-			f = powerFile{inner, p, p.live[name]}
+			f = powerFile{inner, p, p.live[name], name}
 		}
 		return err
 	})
@@ -256,6 +270,9 @@ func (p *power) Rename(from, to string) error {
 	return p.do("rename", func() error {
 		if err := p.osDisk.Rename(from, to); err != nil {
 			return err
+		}
+		if p.live[from] == nil {
+			return nil // a database, which is real
 		}
 		p.live[to] = p.live[from]
 		delete(p.live, from)
@@ -303,11 +320,39 @@ func (p *power) SyncDir(dir string) error {
 	})
 }
 
+func (p *power) SetNote(path, name string, value []byte) error {
+	return p.do("note", func() error { return p.osDisk.SetNote(path, name, value) })
+}
+
+func (p *power) RemoveNote(path, name string) error {
+	return p.do("unnote", func() error { return p.osDisk.RemoveNote(path, name) })
+}
+
+// rawNotes reads the attributes of a file.
+func rawNotes(t testing.TB, path string) map[string][]byte {
+	names := make([]byte, 1<<16)
+	n, err := unix.Llistxattr(path, names)
+	if err != nil {
+		t.Fatalf("attributes of %s: %v", path, err)
+	}
+	notes := map[string][]byte{}
+	for _, name := range strings.FieldsFunc(string(names[:n]), func(r rune) bool { return r == 0 }) {
+		value := make([]byte, 1<<16)
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			t.Fatalf("attribute %s of %s: %v", name, path, err)
+		}
+		notes[name] = value[:n]
+	}
+	return notes
+}
+
 // A powerFile is a file on such a disk.
 type powerFile struct {
 	file
-	p *power
-	i *inode
+	p    *power
+	i    *inode
+	name string // when it was opened
 }
 
 func (f powerFile) WriteAt(b []byte, off int64) (n int, err error) {
@@ -335,6 +380,7 @@ func (f powerFile) Sync() error {
 		if err != nil {
 			return err
 		}
+		f.i.notes = rawNotes(f.p.t, f.name)
 		f.i.synced = make([]byte, fi.Size())
 		if fi.Size() > 0 {
 			_, err = f.file.ReadAt(f.i.synced, 0)

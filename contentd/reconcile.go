@@ -21,6 +21,11 @@ func (s *Store) reconcile() error {
 	if err := s.makeDirs(); err != nil {
 		return err
 	}
+	if s.isRebuilding() {
+		if _, err := s.rebuild(context.Background()); err != nil {
+			return err
+		}
+	}
 	if err := s.reconcileIngests(); err != nil {
 		return err
 	}

@@ -59,6 +59,12 @@ type Store struct {
 	// bell has an item when there is something to collect.
 	bell chan struct{}
 
+	unnoted sync.Once // it was said that files take no notes
+
+	// backing is held while a backup is written, and guards the field below it.
+	backing  sync.Mutex
+	backedUp uint64 // commits that the last one has
+
 	// mu guards the fields below it.
 	mu      sync.Mutex
 	writers map[held]*writer
@@ -93,21 +99,10 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 	if needs.Log == nil {
 		needs.Log = slog.New(slog.DiscardHandler)
 	}
-	// The database says whose directory it is, before anything in it changes.
-	db, err := kv.Open(kv.Options{
-		Dir:    filepath.Join(cfg.Root, "db"),
-		Owner:  suite.Contentd,
-		Schema: schema,
-		Log:    needs.Log,
-	})
-	if err != nil {
-		return nil, err
-	}
 	s := &Store{
 		cfg:     cfg,
 		needs:   needs,
 		log:     needs.Log,
-		kv:      db,
 		gate:    gc.NewGate(gc.Now),
 		disk:    d,
 		now:     func() time.Time { return time.Now().UTC() },
@@ -116,7 +111,12 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 		pins:    make(map[digest.Digest]int),
 		lost:    make(map[digest.Digest]bool),
 	}
-	s.db = gated{records(db), s.gate}
+	// The database says whose directory it is, before anything in it changes.
+	db, err := s.openRecords()
+	if err != nil {
+		return nil, err
+	}
+	s.kv, s.db = db, gated{records(db), s.gate}
 	if s.box, err = outbox.Open(db, suite.Contentd, s.log); err == nil {
 		err = s.resumeHold()
 	}
@@ -177,6 +177,7 @@ func (c *scoped) Update(ctx context.Context, info content.Info, fields ...string
 	if err != nil {
 		return content.Info{}, err
 	}
+	c.annotate(c.path(info.Digest), c.scope.Name, b.Created, b.Labels)
 	return b.info(info.Digest), nil
 }
 
@@ -248,7 +249,7 @@ func (c *scoped) Delete(ctx context.Context, d digest.Digest) error {
 		return err
 	}
 	ns := c.scope.Name
-	return c.db.Release(ctx, func(tx *kv.Tx) error {
+	err := c.db.Release(ctx, func(tx *kv.Tx) error {
 		// A blob whose bytes are lost, and one whose record is damaged, is
 		// deleted all the same.
 		var b blob
@@ -272,6 +273,10 @@ func (c *scoped) Delete(ctx context.Context, d digest.Digest) error {
 		}
 		return c.box.Add(ctx, tx, event.New(ns, c.now(), event.ContentDelete{Digest: d.String()}))
 	})
+	if err == nil {
+		c.unannotate(d, ns)
+	}
+	return err
 }
 
 func missing(d digest.Digest) error { return fmt.Errorf("content %s: %w", d, errdefs.ErrNotFound) }
@@ -373,27 +378,6 @@ func (s *Store) lock(d digest.Digest) (unlock func()) {
 	mu := &s.digests[h.Sum32()%uint32(len(s.digests))]
 	mu.Lock()
 	return mu.Unlock
-}
-
-func (s *Store) isLost(d digest.Digest) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.lost[d]
-}
-
-// lose notes that a blob has records and no bytes.
-func (s *Store) lose(d digest.Digest, why error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lost[d] = true
-	s.log.Error("the bytes of a blob are lost: it counts as absent", "digest", d, "err", why)
-}
-
-// find notes that the bytes are there.
-func (s *Store) find(d digest.Digest) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.lost, d)
 }
 
 // ring wakes Collect.

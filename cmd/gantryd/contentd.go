@@ -74,7 +74,7 @@ func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Listeners: []net.Listener{lis},
 		Plugins:   contentdPlugins,
 		Log:       log,
-	}, store.Publish, store.Collect)
+	}, store.Publish, store.KeepBackups, store.Collect)
 }
 
 // contentdPlugins are what clients that look for plugins find here.

@@ -99,6 +99,19 @@ func (l *ledger) account(txn *badger.Txn, writes map[string]write) {
 	l.commits++
 }
 
+// Commits says how many commits there were. Two that are equal say that nothing
+// has changed between them.
+func (db *DB) Commits() (uint64, error) {
+	if err := db.enter(); err != nil {
+		return 0, err
+	}
+	defer db.leave()
+	snap := db.badger.NewTransaction(false)
+	defer snap.Discard()
+	l, _, err := getLedger(snap)
+	return l.commits, err
+}
+
 // Verify reads every row and compares them with what was written:
 // [errdefs.ErrDataLoss] if any is missing, damaged or one of before.
 func (db *DB) Verify(ctx context.Context) error {

@@ -1,0 +1,108 @@
+package contentd
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/namespace"
+)
+
+// A note is what a blob's file says of a namespace that has the blob, so that
+// the records can be made again from the files. It is an extended attribute, one
+// for each namespace. That of the namespace which wrote the bytes is synced with
+// them; others may be lost with the power, until the file system writes them by
+// itself. Nobody reads a note but who has lost the records.
+type note struct {
+	Created int64             `json:"c"` // in nanoseconds, since 1970
+	Labels  map[string]string `json:"l,omitempty"`
+}
+
+// notePrefix begins the name of the attribute; the namespace ends it.
+const notePrefix = "user.gantry."
+
+// annotate notes that a namespace has, or is about to have, the blob in a file.
+// Without the note the blob is as good as with it, so long as there are records.
+func (s *Store) annotate(path, ns string, created time.Time, labels map[string]string) {
+	for _, n := range []note{{created.UnixNano(), labels}, {Created: created.UnixNano()}} {
+		b, err := json.Marshal(n)
+		if err == nil {
+			err = s.disk.SetNote(path, notePrefix+ns, b)
+		}
+		switch {
+		case err == nil, errors.Is(err, fs.ErrNotExist):
+			return
+		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.E2BIG), errors.Is(err, unix.ERANGE):
+			// A file system has little room for attributes, and labels are
+			// the larger part.
+		default:
+			s.unnoted.Do(func() {
+				s.log.Warn("blobs cannot be given notes: without the database nobody knows whose they are", "err", err)
+			})
+			return
+		}
+	}
+}
+
+// unannotate takes the note away of a namespace that has not the blob any more.
+func (s *Store) unannotate(d digest.Digest, ns string) {
+	defer s.lock(d)()
+	again := true
+	if err := s.db.View(func(tx *kv.Tx) (err error) {
+		again, err = present(tx, blobKey(ns, d))
+		return err
+	}); err != nil || again {
+		return
+	}
+	if err := s.disk.RemoveNote(s.path(d), notePrefix+ns); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODATA) {
+		s.log.Debug("a note stays", "digest", d, "namespace", ns, "err", err)
+	}
+}
+
+// notesOf reads the notes of a file, by namespace.
+func notesOf(path string) map[string]note {
+	names := make([]byte, 64<<10)
+	n, err := unix.Llistxattr(path, names)
+	if err != nil {
+		return nil
+	}
+	notes := make(map[string]note)
+	for name := range strings.SplitSeq(string(names[:n]), "\x00") {
+		ns, ours := strings.CutPrefix(name, notePrefix)
+		if !ours || (namespace.Scope{Name: ns}).Check() != nil {
+			continue
+		}
+		value := make([]byte, 64<<10)
+		var v note
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil || json.Unmarshal(value[:n], &v) != nil {
+			v = note{} // it has the blob all the same
+		}
+		notes[ns] = v
+	}
+	return notes
+}
+
+func (osDisk) SetNote(path, name string, value []byte) error {
+	err := unix.Lsetxattr(path, name, value, 0)
+	if errors.Is(err, unix.EACCES) {
+		// Its owner may, while it may be written to.
+		err = errors.Join(os.Chmod(path, ingestMode), unix.Lsetxattr(path, name, value, 0), os.Chmod(path, blobMode))
+	}
+	return err
+}
+
+func (osDisk) RemoveNote(path, name string) error {
+	err := unix.Lremovexattr(path, name)
+	if errors.Is(err, unix.EACCES) {
+		err = errors.Join(os.Chmod(path, ingestMode), unix.Lremovexattr(path, name), os.Chmod(path, blobMode))
+	}
+	return err
+}

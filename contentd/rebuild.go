@@ -1,0 +1,287 @@
+package contentd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/gantryd/gantry/services/backup"
+	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/suite"
+)
+
+// rootLabel keeps a blob from every collection, until somebody removes it.
+const rootLabel = "containerd.io/gc.root"
+
+// rebuildBatch is how many blobs get their records in one transaction.
+const rebuildBatch = 64
+
+func options(cfg Config, log *slog.Logger) kv.Options {
+	return kv.Options{Dir: filepath.Join(cfg.Root, "db"), Owner: suite.Contentd, Schema: schema, Log: log}
+}
+
+// rebuilding is the file that says, as long as it is there, that the records are
+// not all there, and that what has no record is not trash.
+func (s *Store) rebuilding() string { return filepath.Join(s.cfg.Root, "rebuild") }
+
+// openRecords opens the database. One that is damaged, and one that is missing
+// where there are blobs, is put aside, and a backup takes its place, or nothing;
+// the records are to be rebuilt then. The order is the promise: the file that
+// says so is durable before the database is moved, and is removed when the
+// records are there. A crash between any two steps starts over.
+func (s *Store) openRecords() (db *kv.DB, err error) {
+	o := options(s.cfg, s.log)
+	due := s.isRebuilding()
+	missing := false
+	if _, err := os.Lstat(o.Dir); errors.Is(err, fs.ErrNotExist) {
+		missing = s.hasBlobs()
+	}
+	if !missing {
+		db, err = kv.Open(o)
+		if err == nil || !errdefs.IsDataLoss(err) {
+			return db, err
+		}
+		s.log.Error("the database is damaged: it is put aside and made again", "path", o.Dir, "err", err)
+	} else if !due {
+		s.log.Error("there are blobs and no database: it is made again", "path", o.Dir)
+	}
+	if err := s.startRebuild(); err != nil {
+		return nil, err
+	}
+	if !missing {
+		aside := o.Dir + ".damaged-" + s.now().Format("20060102T150405.000Z")
+		if err := s.disk.Rename(o.Dir, aside); err != nil {
+			return nil, fmt.Errorf("%s is damaged and stays: %w", o.Dir, err)
+		}
+		if err := s.disk.SyncDir(s.cfg.Root); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.restoreNewest(o); err != nil {
+		return nil, err
+	}
+	return kv.Open(o)
+}
+
+func (s *Store) isRebuilding() bool {
+	_, err := os.Lstat(s.rebuilding())
+	return err == nil
+}
+
+func (s *Store) hasBlobs() bool {
+	for _, a := range content.Algorithms() {
+		if names, err := os.ReadDir(s.blobs(a)); err == nil && len(names) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Store) startRebuild() error {
+	if s.isRebuilding() {
+		return nil
+	}
+	f, err := s.disk.Create(s.rebuilding())
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), s.disk.SyncDir(s.cfg.Root))
+}
+
+// endRebuild says that the records are there.
+func (s *Store) endRebuild() error {
+	if err := s.disk.Remove(s.rebuilding()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return s.disk.SyncDir(s.cfg.Root)
+}
+
+// restoreNewest makes the database of the newest backup that is whole, if there
+// is one.
+func (s *Store) restoreNewest(o kv.Options) error {
+	names, err := s.backupFiles()
+	if err != nil {
+		return err
+	}
+	made := o
+	made.Dir += ".restored"
+	for _, name := range names {
+		if err := os.RemoveAll(made.Dir); err != nil {
+			return err
+		}
+		info, err := restoreFile(made, name)
+		if errdefs.IsDataLoss(err) || errdefs.IsFailedPrecondition(err) {
+			s.log.Error("a backup is of no use", "path", name, "err", err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.log.Warn("a backup takes the database's place", "path", name, "records", info.Rows)
+		return errors.Join(s.disk.Rename(made.Dir, o.Dir), s.disk.SyncDir(s.cfg.Root))
+	}
+	return os.RemoveAll(made.Dir)
+}
+
+func restoreFile(o kv.Options, name string) (kv.BackupInfo, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return kv.BackupInfo{}, err
+	}
+	defer f.Close()
+	info, err := kv.Restore(context.Background(), o, f)
+	if err != nil {
+		return info, err
+	}
+	d, err := os.Open(o.Dir)
+	if err != nil {
+		return info, err
+	}
+	return info, errors.Join(d.Sync(), d.Close())
+}
+
+// rebuild makes the records that the files tell of and the database does not
+// know, and removes those whose bytes are gone: what is in a backup and was
+// deleted since. Such a record cannot be told from one whose bytes were lost,
+// and a blob that was deleted since, and whose file is still there with its
+// note, from one that was written since: it is there again. It can be done
+// twice.
+func (s *Store) rebuild(ctx context.Context) (backup.Report, error) {
+	var r backup.Report
+	files, err := s.blobFiles()
+	if err != nil {
+		return r, err
+	}
+	gone, err := s.dropRecords(ctx, files)
+	if err != nil {
+		return r, err
+	}
+	made, nobodys := 0, 0
+	for batch := range slices.Chunk(slices.Sorted(maps.Keys(files)), rebuildBatch) {
+		m, n := 0, 0
+		notes := make(map[digest.Digest]map[string]note)
+		for _, d := range batch {
+			notes[d] = notesOf(s.path(d))
+		}
+		if err := s.db.Update(ctx, func(tx *kv.Tx) error {
+			m, n = 0, 0
+			for _, d := range batch {
+				a, b, err := s.remake(tx, d, files[d], notes[d])
+				if err != nil {
+					return err
+				}
+				m, n = m+a, n+b
+			}
+			return nil
+		}); err != nil {
+			return r, err
+		}
+		made, nobodys = made+m, nobodys+n
+	}
+	if err := s.endRebuild(); err != nil {
+		return r, err
+	}
+	for what, n := range map[string]int{
+		"blobs got the record that their file tells of":                                    made,
+		"blobs whose file tells nothing are in namespace " + s.cfg.Recovered + " from now": nobodys,
+		"records were removed whose bytes are not there":                                   gone,
+	} {
+		if n > 0 {
+			r.Changes = append(r.Changes, backup.Change{What: what, Count: int64(n)})
+		}
+	}
+	slices.SortFunc(r.Changes, func(a, b backup.Change) int { return int(b.Count - a.Count) })
+	s.log.Error("the records were rebuilt; nothing of it is collected before label "+rootLabel+" is removed, and gantryctl fsck content says whether the bytes are right",
+		"made", made, "recovered", nobodys, "removed", gone)
+	return r, nil
+}
+
+// remake makes the records of a blob that are missing, and says how many, and
+// whether nobody was known to have it.
+func (s *Store) remake(tx *kv.Tx, d digest.Digest, size int64, notes map[string]note) (made, nobodys int, err error) {
+	trashed, err := present(tx, trashKey(d))
+	if err != nil {
+		return 0, 0, err
+	}
+	if len(notes) == 0 && !trashed && !had(tx, d) {
+		notes, nobodys = map[string]note{s.cfg.Recovered: {}}, 1
+	}
+	for ns, n := range notes {
+		there, err := present(tx, blobKey(ns, d))
+		if err != nil {
+			return 0, 0, err
+		}
+		if there {
+			continue
+		}
+		made++
+		now := s.now()
+		b := blob{Size: size, Created: now, Updated: now, Labels: maps.Clone(n.Labels)}
+		if n.Created > 0 {
+			b.Created = time.Unix(0, n.Created).UTC()
+		}
+		if b.Labels == nil {
+			b.Labels = make(map[string]string)
+		}
+		b.Labels[rootLabel] = now.Format(time.RFC3339)
+		if err := errors.Join(tx.PutJSON(blobKey(ns, d), b), tx.PutJSON(haveKey(d, ns), size), tx.Delete(trashKey(d))); err != nil {
+			return 0, 0, err
+		}
+	}
+	return made - nobodys, nobodys, nil
+}
+
+// dropRecords removes the records of blobs without a whole file, and those of
+// trash without one.
+func (s *Store) dropRecords(ctx context.Context, files map[digest.Digest]int64) (int, error) {
+	var keys [][]byte
+	gone := 0
+	look := func(family string, part int) error {
+		return s.eachBatch(kv.Key(family, ""), ctx.Err, func(tx *kv.Tx, key, value []byte) error {
+			d := digestAt(key, part)
+			size, there := files[d]
+			if family == "have" && there {
+				want, err := readHave(value)
+				there = err == nil && want == size
+			}
+			if there {
+				return nil
+			}
+			keys = append(keys, key)
+			if family == "have" {
+				gone++
+				if p := kv.Parts(key); len(p) == 3 {
+					keys = append(keys, blobKey(p[2], d))
+				}
+			}
+			return nil
+		})
+	}
+	if err := errors.Join(look("have", 1), look("trash", 1)); err != nil {
+		return 0, err
+	}
+	for batch := range slices.Chunk(keys, 2*rebuildBatch) {
+		if err := s.db.Update(ctx, func(tx *kv.Tx) error {
+			for _, key := range batch {
+				if err := tx.Delete(key); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return 0, err
+		}
+	}
+	return gone, nil
+}
