@@ -569,3 +569,28 @@ func TestImportGoesOnWhenContentRestarts(t *testing.T) {
 		}
 	}
 }
+
+// TestImportTellsHowFarItIs in stages that come one after the other, in each of
+// which nothing goes back.
+func TestImportTellsHowFarItIs(t *testing.T) {
+	c := clienttest.New(t, nil)
+	var stages []client.Stage
+	var last client.Progress
+	_, err := importFrom(t, c, clienttest.Demo(t), client.ImportOptions{
+		OwnNames: true, Snapshotter: client.SnapshotterDefault,
+		Progress: func(p client.Progress) {
+			if p.Stage != last.Stage {
+				stages = append(stages, p.Stage)
+			} else if p.Done < last.Done {
+				t.Errorf("from %+v it went back to %+v", last, p)
+			}
+			if p.Done < 0 || p.Total > 0 && p.Done > p.Total {
+				t.Errorf("it told of %+v", p)
+			}
+			last = p
+		},
+	})
+	if diff := cmp.Diff([]client.Stage{client.StageSend, client.StageCommit, client.StageUnpack}, stages); err != nil || diff != "" {
+		t.Errorf("Import = %v; stages (-want +got):\n%s", err, diff)
+	}
+}
