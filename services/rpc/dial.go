@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
@@ -34,7 +33,7 @@ const target = "passthrough:///gantry"
 
 // dialOptions are those of every connection between daemons.
 func dialOptions(socket string) []grpc.DialOption {
-	return []grpc.DialOption{
+	return append(clientTracing(),
 		grpc.WithTransportCredentials(peerCredentials{}),
 		grpc.WithAuthority("localhost"),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -49,8 +48,10 @@ func dialOptions(socket string) []grpc.DialOption {
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: .2, MaxDelay: 250 * time.Millisecond},
 			MinConnectTimeout: 5 * time.Second,
 		}),
-		grpc.WithStatsHandler(otelgrpc.NewClientHandler(otelgrpc.WithPropagators(propagator()))),
-	}
+		grpc.WithInitialWindowSize(window),
+		grpc.WithInitialConnWindowSize(connWindow),
+		grpc.WithWriteBufferSize(buffer),
+	)
 }
 
 // A wait is the patience of callers with the peer behind a socket.

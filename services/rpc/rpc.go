@@ -13,6 +13,17 @@ import (
 // containerd's.
 const MessageMax = 16 << 20
 
+// How many bytes a sender may be ahead of who reads, by call and by connection.
+// That they are fixed keeps gRPC from measuring the connection with a ping in
+// every small call; a unix socket has no distance to find out.
+const (
+	window     = 2 << 20
+	connWindow = 8 << 20
+)
+
+// buffer is how many bytes are written to a socket at once.
+const buffer = 64 << 10
+
 // PeerWait is how long a call waits for a peer that is not there, as while it
 // restarts.
 const PeerWait = 5 * time.Second
@@ -27,9 +38,8 @@ const (
 // Scope reads the namespace and lease of an incoming call from containerd's
 // headers and checks them. Of a header that is repeated the first counts.
 func Scope(ctx context.Context) (namespace.Scope, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
 	first := func(key string) string {
-		if v := md.Get(key); len(v) > 0 {
+		if v := metadata.ValueFromIncomingContext(ctx, key); len(v) > 0 {
 			return v[0]
 		}
 		return ""

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,8 +13,6 @@ import (
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
-	"go.opentelemetry.io/otel/propagation"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
@@ -29,7 +29,8 @@ type Server struct {
 	daemon   string
 	log      *slog.Logger
 	policy   policy
-	calls    *grpcprom.ServerMetrics
+	count    grpc.UnaryServerInterceptor
+	counts   grpc.StreamServerInterceptor
 	draining context.Context
 	drain    context.CancelFunc
 }
@@ -55,31 +56,28 @@ func NewServer(daemon string, log *slog.Logger, o ...grpc.ServerOption) *Server 
 		daemon:  daemon,
 		log:     log,
 		policy:  newPolicy(daemon, o),
-		calls: grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(
-			grpcprom.WithHistogramBuckets(buckets))),
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
-	s.Metrics.MustRegister(s.calls, collectors.NewGoCollector(),
+	calls := grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(grpcprom.WithHistogramBuckets(buckets)))
+	s.count, s.counts = calls.UnaryServerInterceptor(), calls.StreamServerInterceptor()
+	s.Metrics.MustRegister(calls, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	s.Server = grpc.NewServer(append([]grpc.ServerOption{
+	s.Server = grpc.NewServer(slices.Concat(serverTracing(), []grpc.ServerOption{
 		grpc.Creds(peerCredentials{}),
 		grpc.MaxRecvMsgSize(MessageMax),
 		grpc.MaxSendMsgSize(MessageMax),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Minute, Timeout: time.Minute}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.StatsHandler(otelgrpc.NewServerHandler(otelgrpc.WithPropagators(propagator()))),
+		grpc.InitialWindowSize(window),
+		grpc.InitialConnWindowSize(connWindow),
+		grpc.WriteBufferSize(buffer),
+		grpc.NumStreamWorkers(uint32(runtime.GOMAXPROCS(0))),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.UnknownServiceHandler(s.unknown),
 		grpc.WaitForHandlers(true),
-	}, o...)...)
+	}, o)...)
 	return s
-}
-
-// propagator carries the trace context across a socket, also where nothing is
-// exported, so that a trace does not end in the middle of the suite.
-func propagator() propagation.TextMapPropagator {
-	return propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})
 }
 
 // Drain ends a server that serves: no call begins, those that wait for
@@ -118,7 +116,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	}
 	ctx, stop := s.bound(ctx, info.FullMethod)
 	defer stop()
-	return s.calls.UnaryServerInterceptor()(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+	return s.count(receiveTrace(ctx), req, info, func(ctx context.Context, req any) (any, error) {
 		resp, err := handler(ctx, req)
 		return resp, s.finish(ctx, info.FullMethod, err)
 	})
@@ -128,7 +126,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	if err := s.policy.check(ss.Context(), info.FullMethod); err != nil {
 		return toWire(err)
 	}
-	ctx, stop := s.bound(ss.Context(), info.FullMethod)
+	ctx, stop := s.bound(receiveTrace(ss.Context()), info.FullMethod)
 	defer stop()
 	ss = boundStream{ServerStream: ss, ctx: ctx}
 	finished := func(srv any, ss grpc.ServerStream) error {
@@ -139,7 +137,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		// A name that a caller made up does not become a time series.
 		return finished(srv, ss)
 	}
-	return s.calls.StreamServerInterceptor()(srv, ss, info, finished)
+	return s.counts(srv, ss, info, finished)
 }
 
 // bound returns the context of a call: an endless one ends with the server.
