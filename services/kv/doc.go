@@ -41,7 +41,7 @@
 //
 // The turn (a channel of one) is held while a group runs and commits; mu guards
 // the queue and the count of users, is a leaf, and is never held while a
-// caller's function runs.
+// caller's function runs. The cache's own is a leaf too.
 //
 // # Limits
 //

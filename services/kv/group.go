@@ -187,6 +187,8 @@ func (p *part) write() error {
 	if len(p.writes) == 0 {
 		return nil
 	}
+	p.db.cache.begin(p.writes)
+	defer p.db.cache.end()
 	txn := p.db.badger.NewTransaction(true)
 	defer txn.Discard()
 	l, _, err := getLedger(txn)

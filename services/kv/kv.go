@@ -29,8 +29,9 @@ type Options struct {
 	// once per step, from from to from+1. Nil if there is nothing to migrate.
 	Migrate func(tx *Tx, from int) error
 
-	FreeMin int64 // bytes of free disk below which Update refuses; 0 is a default
-	Log     *slog.Logger
+	FreeMin  int64 // bytes of free disk below which Update refuses; 0 is a default
+	CacheMax int   // bytes of memory for what [DB.GetJSON] reads; 0 is none
+	Log      *slog.Logger
 }
 
 // freeMinDefault leaves room for what Badger writes beside the updates
@@ -44,12 +45,13 @@ type DB struct {
 	space   *space
 	witness witness
 	owner   owner
+	cache   cache
 
 	// turn is held by whoever runs and commits a group.
 	turn chan struct{}
 
 	// mu guards the fields below it.
-	mu      sync.Mutex
+	mu       sync.Mutex
 	waiting  []*update
 	users    int
 	swapping bool // nobody may enter for a moment
@@ -117,7 +119,8 @@ func open(o *Options) (*DB, uint64, error) {
 	if err != nil {
 		return nil, 0, errors.Join(fmt.Errorf("database %s: %w", o.Dir, err), b.Close())
 	}
-	db := &DB{options: *o, badger: b, space: sp, witness: w, turn: make(chan struct{}, 1)}
+	db := &DB{options: *o, badger: b, space: sp, witness: w, turn: make(chan struct{}, 1),
+		cache: cache{max: o.CacheMax, values: make(map[string][]byte)}}
 	db.idle = sync.NewCond(&db.mu)
 	return db, seen, nil
 }
@@ -312,6 +315,7 @@ func (db *DB) Close() error {
 }
 
 func (db *DB) closeFiles() (err error) {
+	db.cache.drop()
 	// Badger writes what it has in memory into a table.
 	if err := db.space.look().refuse(true); err != nil {
 		return err

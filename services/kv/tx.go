@@ -204,10 +204,7 @@ func (tx *Tx) GetJSON(key []byte, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
-	}
-	return nil
+	return readJSON(key, b, v)
 }
 
 // PutJSON sets a key to v's JSON.
