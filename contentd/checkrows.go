@@ -107,9 +107,10 @@ func parts(key []byte, n int) ([]string, *fsck.Finding) {
 	return nil, &fsck.Finding{Severity: fsck.Note, What: "record", Why: fmt.Sprintf("its key has %d parts, not %d", len(p), n)}
 }
 
+// readBlob is [errdefs.ErrDataLoss] for a record that is damaged.
 func readBlob(key, value []byte) (blob, error) {
 	var b blob
-	if err := json.Unmarshal(value, &b); err != nil || b.Size < 0 {
+	if err := b.UnmarshalJSON(value); err != nil || b.Size < 0 {
 		return b, fmt.Errorf("record %q: %v: %w", key, err, errdefs.ErrDataLoss)
 	}
 	return b, nil

@@ -27,8 +27,18 @@ const rootLabel = "containerd.io/gc.root"
 // rebuildBatch is how many blobs get their records in one transaction.
 const rebuildBatch = 64
 
+// recordsMax is how many bytes of records are kept in memory for Info: those of
+// some ten thousand blobs.
+const recordsMax = 4 << 20
+
 func options(cfg Config, log *slog.Logger) kv.Options {
-	return kv.Options{Dir: filepath.Join(cfg.Root, "db"), Owner: suite.Contentd, Schema: schema, Log: log}
+	return kv.Options{
+		Dir:      filepath.Join(cfg.Root, "db"),
+		Owner:    suite.Contentd,
+		Schema:   schema,
+		CacheMax: recordsMax,
+		Log:      log,
+	}
 }
 
 // rebuilding is the file that says, as long as it is there, that the records are

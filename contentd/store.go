@@ -151,11 +151,14 @@ func (c *scoped) Info(_ context.Context, d digest.Digest) (content.Info, error) 
 		return content.Info{}, err
 	}
 	var b blob
-	err := c.db.View(func(tx *kv.Tx) (err error) {
-		b, err = c.blob(tx, d)
-		return err
-	})
-	return b.info(d), err
+	err := c.kv.GetJSON(blobKey(c.scope.Name, d), &b)
+	if errors.Is(err, errdefs.ErrNotFound) || err == nil && c.isLost(d) {
+		return content.Info{}, missing(d)
+	}
+	if err != nil {
+		return content.Info{}, err
+	}
+	return b.info(d), nil
 }
 
 // Update implements [content.Blobs].
@@ -185,7 +188,7 @@ func (c *scoped) Update(ctx context.Context, info content.Info, fields ...string
 // records but for the last one's: it holds no transaction while its caller is at
 // work.
 const (
-	listBatch = 100
+	listBatch = 400
 	listSize  = 64 << 10
 )
 
@@ -220,17 +223,18 @@ func (c *scoped) List(ctx context.Context, filters ...string) iter.Seq2[content.
 func (c *scoped) list(f filter.Filter, from []byte) (batch []content.Info, next []byte, err error) {
 	err = c.db.View(func(tx *kv.Tx) error {
 		seen, size := 0, 0
-		for key, value := range tx.Scan(blobKey(c.scope.Name, ""), from) {
+		all := blobKey(c.scope.Name, "")
+		for key, value := range tx.Scan(all, from) {
 			if seen == listBatch || size >= listSize {
 				next = key
 				break
 			}
 			seen, size = seen+1, size+len(value)
-			d := digestAt(key, 2)
-			b, err := c.blob(tx, d)
-			if errors.Is(err, errdefs.ErrNotFound) {
+			d := digest.Digest(key[len(all):])
+			if c.isLost(d) {
 				continue
 			}
+			b, err := readBlob(key, value)
 			if err != nil {
 				return err
 			}

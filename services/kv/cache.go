@@ -1,7 +1,6 @@
 package kv
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"sync"
@@ -109,7 +108,7 @@ func (db *DB) GetJSON(key []byte, v any) error {
 // that decodes itself is given any bytes, which need not be JSON.
 func readJSON(key, value []byte, v any) (err error) {
 	if u, ok := v.(json.Unmarshaler); ok {
-		err = u.UnmarshalJSON(bytes.TrimSpace(value))
+		err = u.UnmarshalJSON(value)
 	} else {
 		err = json.Unmarshal(value, v)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -47,6 +46,10 @@ var endless = map[string]bool{
 // buckets are for calls over a unix socket: from 100 µs to 100 s.
 var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 30, 100}
 
+// workers are goroutines that run calls one after another, on stacks that have
+// grown already. A call that finds none idle gets a goroutine of its own.
+const workers = 16
+
 // NewServer returns a server of the named daemon: default deny by peer
 // credentials and method, errors translated by errgrpc, tracing, metrics, and
 // internal errors logged once, here.
@@ -71,7 +74,7 @@ func NewServer(daemon string, log *slog.Logger, o ...grpc.ServerOption) *Server 
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.WriteBufferSize(buffer),
-		grpc.NumStreamWorkers(uint32(runtime.GOMAXPROCS(0))),
+		grpc.NumStreamWorkers(workers),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.UnknownServiceHandler(s.unknown),

@@ -56,10 +56,8 @@ func receiveTrace(ctx context.Context) context.Context {
 	if trace.SpanContextFromContext(ctx).IsValid() {
 		return ctx
 	}
-	for _, key := range propagator().Fields() {
-		if len(metadata.ValueFromIncomingContext(ctx, key)) > 0 {
-			return propagator().Extract(ctx, incoming{ctx})
-		}
+	if in := (incoming{ctx}); in.Get("traceparent") != "" || in.Get("baggage") != "" {
+		return propagator().Extract(ctx, in)
 	}
 	return ctx
 }
