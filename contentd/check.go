@@ -254,7 +254,17 @@ func (c *checking) refsOf(d digest.Digest) ([]fsck.Ref, error) {
 		}
 		return nil
 	})
-	refs = append(refs, c.labels[d.String()]...)
+	// What refers to what refers to it counts on it too: an index on a layer.
+	seen := map[fsck.Ref]bool{}
+	for next := c.labels[d.String()]; len(next) > 0 && len(refs) < fsck.RefsMax; {
+		r := next[0]
+		next = next[1:]
+		if !seen[r] {
+			seen[r] = true
+			refs = append(refs, r)
+			next = append(slices.Clone(next), c.labels[r.ID]...)
+		}
+	}
 	return refs[:min(len(refs), fsck.RefsMax)], err
 }
 

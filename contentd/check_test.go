@@ -80,6 +80,11 @@ func TestCorruptBlobIsQuarantinedForEverybodyAndHealed(t *testing.T) {
 		Digest: digest.FromBytes(manifest), Labels: map[string]string{refLabel + ".l.0": d.String()},
 	})
 	must(t, err)
+	index := put(t, s, one, []byte("an index"))
+	_, err = s.In(one).Update(t.Context(), content.Info{
+		Digest: index, Labels: map[string]string{refLabel + ".m.0": digest.FromBytes(manifest).String()},
+	})
+	must(t, err)
 	must(t, s.AddMember(t.Context(), "two", lease.Ref{ID: "l", Generation: 3}, contentOf(d)))
 	corrupt(t, s, d)
 
@@ -92,6 +97,7 @@ func TestCorruptBlobIsQuarantinedForEverybodyAndHealed(t *testing.T) {
 		{Namespace: "two", Kind: "record", ID: d.String()},
 		{Namespace: "two", Kind: "lease", ID: "l"},
 		{Namespace: "one", Kind: "label", ID: digest.FromBytes(manifest).String()},
+		{Namespace: "one", Kind: "label", ID: index.String()},
 	} {
 		if !strings.Contains(strings.Join(refTexts(all[0].Refs), "\n"), strings.Join(refTexts([]fsck.Ref{want}), "")) {
 			t.Errorf("of those who refer to it %+v is missing: %+v", want, all[0].Refs)
@@ -118,7 +124,7 @@ func TestCorruptBlobIsQuarantinedForEverybodyAndHealed(t *testing.T) {
 	}
 	u, err := s.Usage(t.Context())
 	must(t, err)
-	if u.Quarantine.Count != 1 || u.Quarantine.Bytes != int64(len(body)) || len(u.Namespaces) != 2 || u.Namespaces[0].Shared != int64(len(body)) || u.Blobs.Count != 2 {
+	if u.Quarantine.Count != 1 || u.Quarantine.Bytes != int64(len(body)) || len(u.Namespaces) != 2 || u.Namespaces[0].Shared != int64(len(body)) || u.Blobs.Count != 3 {
 		t.Errorf("Usage: %+v", u)
 	}
 }

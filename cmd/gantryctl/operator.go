@@ -6,6 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gantryd/gantry/services/backup"
+	"github.com/gantryd/gantry/services/backup/backuprpc"
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/content/contentrpc"
 	"github.com/gantryd/gantry/services/fsck"
@@ -19,6 +21,7 @@ import (
 type operator struct {
 	meter   content.Meter
 	checker fsck.Checker
+	keeper  backup.Keeper
 	io.Closer
 }
 
@@ -34,7 +37,7 @@ func dialOperator(ctx context.Context, socket string) (*operator, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &operator{meter: contentrpc.NewMeter(conn), checker: fsckrpc.NewClient(conn), Closer: conn}, nil
+	return &operator{meter: contentrpc.NewMeter(conn), checker: fsckrpc.NewClient(conn), keeper: backuprpc.NewClient(conn), Closer: conn}, nil
 }
 
 // operating is run of a command that needs what a daemon answers to operators.

@@ -91,6 +91,7 @@ flags of these names.`,
 	c.AddCommand(
 		runCommand(n), execCommand(n), psCommand(n), stopCommand(n), rmCommand(n),
 		imageCommand(n), contentCommand(n), eventsCommand(n),
+		fsckCommand(n), backupCommand(n), restoreCommand(n),
 		upCommand(n), demoCommand(n), statusCommand(n), peersCommand(n), versionCommand(n),
 	)
 	checkArgs(c)

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -62,9 +63,12 @@ func (m *Memory) Present(id string) bool {
 	return ok
 }
 
+// prefix begins an id, as it does a digest.
+const prefix = "sha256:"
+
 func idOf(b string) string {
 	sum := sha256.Sum256([]byte(b))
-	return hex.EncodeToString(sum[:])
+	return prefix + hex.EncodeToString(sum[:])
 }
 
 // Check implements [fsck.Checker].
@@ -100,7 +104,7 @@ func (m *Memory) plan(o fsck.Options) (ids []string, p fsck.Progress, err error)
 	defer m.mu.Unlock()
 	p.Records = int64(len(m.objects))
 	for _, id := range o.Only {
-		if b, err := hex.DecodeString(id); err != nil || len(b) != sha256.Size {
+		if b, err := hex.DecodeString(strings.TrimPrefix(id, prefix)); err != nil || len(b) != sha256.Size {
 			return nil, p, fmt.Errorf("object %q: %w", id, errdefs.ErrInvalidArgument)
 		}
 		if _, ok := m.objects[id]; !ok {
@@ -125,7 +129,8 @@ func (m *Memory) look(id string, repair bool) (*fsck.Finding, int64) {
 	if !ok || idOf(b) == id {
 		return nil, int64(len(b))
 	}
-	f := &fsck.Finding{Severity: fsck.Loss, What: "corrupt", ID: id, Why: "its bytes hash to " + idOf(b)}
+	f := &fsck.Finding{Severity: fsck.Loss, What: "corrupt", ID: id, Why: "its bytes hash to " + idOf(b),
+		Refs: []fsck.Ref{{Namespace: "default", Kind: "record", ID: id}, {Namespace: "default", Kind: "lease", ID: "l"}}}
 	if repair {
 		f.Done = "removed"
 		delete(m.objects, id)
