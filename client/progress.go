@@ -22,8 +22,9 @@ const (
 	StageReceive Stage = "receiving"  // from the content store
 	StageUnpack  Stage = "unpacking"  // layers; the bytes are those that are packed
 
-	// StageWait comes in the middle of another, which it does not begin anew:
-	// for a daemon that restarts, or for another writer of the same blob.
+	// StageWait comes before another or in the middle of it, which it does not
+	// begin anew: for a daemon that restarts, or for other writers of the same
+	// blob.
 	StageWait Stage = "waiting"
 )
 

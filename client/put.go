@@ -125,6 +125,7 @@ func (n *Namespace) put(ctx context.Context, o PutOptions, fill func(*ingest) (d
 	result := PutResult{Digest: o.Digest, Size: o.Size}
 	i := &ingest{ctx: ctx, ingests: blobs, o: content.WriterOptions{Ref: o.Ref, Total: o.Size, Expected: o.Digest}}
 	i.waiting = func() { teller(o.Progress).tell(StageWait, i.offset, o.Size) }
+	i.waiting() // where others bring the same bytes, the daemon answers when they have
 	err := i.openAfterOthers()
 	if err == nil {
 		result.Resumed = i.offset

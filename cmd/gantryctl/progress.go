@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -30,10 +31,15 @@ type progress struct {
 	what  string
 	width func() int // columns, or nil if w is no terminal
 	now   func() time.Time
+	after func(time.Duration, func()) *time.Timer
 
-	began, told time.Time // when the stage began, and of the last line
-	first       int64     // what was there when the stage began
-	shown       bool      // there is a line to be cleared
+	// mu guards the fields below it, which the timer uses too.
+	mu          sync.Mutex
+	began, told time.Time   // when the stage began, and of the last line
+	first       int64       // what was there when the stage began
+	shown       bool        // there is a line to be cleared
+	held        string      // the last line, if it came too soon to be told
+	timer       *time.Timer // tells it, where nothing else comes; or nil
 }
 
 // progress tells on standard error how far what is. With -o json, and if quiet,
@@ -42,7 +48,7 @@ func (n *node) progress(c *cobra.Command, what string, quiet bool) *progress {
 	if quiet || n.output == "json" {
 		return nil
 	}
-	p := &progress{w: c.ErrOrStderr(), what: what, now: time.Now}
+	p := &progress{w: c.ErrOrStderr(), what: what, now: time.Now, after: time.AfterFunc}
 	if f := terminal(p.w); f != nil && n.getenv("TERM") != "dumb" {
 		p.width = func() int {
 			if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
@@ -68,6 +74,8 @@ func (p *progress) at(done, total int64, notes ...string) {
 	if p == nil {
 		return
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	now := p.now()
 	if p.began.IsZero() {
 		p.began, p.first = now, done
@@ -75,23 +83,38 @@ func (p *progress) at(done, total int64, notes ...string) {
 	if p.told.IsZero() {
 		p.told = now
 	}
+	p.held = printable(strings.Join(append([]string{p.what + ": " + p.amount(done, total, now)}, notes...), ", "))
 	pause := progressLog
 	if p.width != nil {
 		pause = progressTerminal
 	}
-	if now.Sub(p.told) < pause {
-		return
+	switch wait := pause - now.Sub(p.told); {
+	case wait <= 0:
+		p.tellLocked()
+	case p.timer == nil:
+		// What is said last is told, however long nothing comes after it.
+		p.timer = p.after(wait, p.tellHeld)
 	}
-	p.told = now
-	line := strings.Join(append([]string{p.what + ": " + p.amount(done, total, now)}, notes...), ", ")
-	line = printable(line)
+}
+
+func (p *progress) tellHeld() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.timer = nil; p.held != "" {
+		p.tellLocked()
+	}
+}
+
+func (p *progress) tellLocked() {
+	p.told = p.now()
 	if p.width == nil {
-		fmt.Fprintln(p.w, "gantryctl: "+line)
-		return
+		fmt.Fprintln(p.w, "gantryctl: "+p.held)
+	} else {
+		// The last column stays free: some terminals go on to the next line.
+		fmt.Fprint(p.w, clearLine+cut(p.held, p.width()-1))
+		p.shown = true
 	}
-	// The last column stays free: some terminals go on to the next line.
-	fmt.Fprint(p.w, clearLine+cut(line, p.width()-1))
-	p.shown = true
+	p.held = ""
 }
 
 // clearLine goes to the line's begin and clears it.
@@ -106,10 +129,8 @@ func (p *progress) follow(total int64) func(client.Progress) {
 	var stage client.Stage
 	return func(c client.Progress) {
 		if c.Stage != stage && c.Stage != client.StageWait {
-			stage, p.began = c.Stage, time.Time{}
-			if p.shown {
-				p.told = time.Unix(0, 0) // at once
-			}
+			stage = c.Stage
+			p.anew()
 		}
 		if c.Total == 0 {
 			c.Total = total
@@ -118,9 +139,24 @@ func (p *progress) follow(total int64) func(client.Progress) {
 	}
 }
 
-// end takes the line away.
+// anew begins to count anew.
+func (p *progress) anew() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.began = time.Time{}
+}
+
+// end takes the line away, and says nothing until at is called again.
 func (p *progress) end() {
-	if p != nil && p.shown {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held = ""; p.timer != nil && p.timer.Stop() {
+		p.timer = nil
+	}
+	if p.shown {
 		fmt.Fprint(p.w, clearLine)
 		p.shown = false
 	}

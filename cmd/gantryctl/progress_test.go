@@ -7,39 +7,46 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/gantryd/gantry/client"
 )
 
-// A stopwatch is a progress whose time is told by the test.
+// A stopwatch is a progress whose time is told by the test, and its timers too.
 type stopwatch struct {
-	progress
+	*progress
 	out   bytes.Buffer
 	clock time.Time
+	ring  func() // of the last timer
 }
 
 func newStopwatch(width int) *stopwatch {
 	s := &stopwatch{clock: time.Unix(1000, 0)}
-	s.progress = progress{w: &s.out, what: "put a.tar", now: func() time.Time { return s.clock }}
+	s.progress = &progress{w: &s.out, what: "put a.tar", now: func() time.Time { return s.clock }}
+	s.progress.after = func(_ time.Duration, f func()) *time.Timer {
+		s.ring = f
+		return time.NewTimer(time.Hour)
+	}
 	if width > 0 {
 		s.width = func() int { return width }
 	}
 	return s
 }
 
-// after lets d pass and says where it is.
-func (s *stopwatch) after(d time.Duration, done, total int64, notes ...string) {
+// pass lets d pass and says where it is.
+func (s *stopwatch) pass(d time.Duration, done, total int64, notes ...string) {
 	s.clock = s.clock.Add(d)
 	s.at(done, total, notes...)
 }
 
 func TestProgressOnATerminalIsOneLine(t *testing.T) {
 	s := newStopwatch(56)
-	s.after(0, 10e6, 100e6)
-	s.after(50*time.Millisecond, 20e6, 100e6)
+	s.pass(0, 10e6, 100e6)
+	s.pass(50*time.Millisecond, 20e6, 100e6)
 	if s.out.Len() > 0 {
 		t.Errorf("at once it says %q", &s.out)
 	}
-	s.after(50*time.Millisecond, 30e6, 100e6)
-	s.after(900*time.Millisecond, 60e6, 100e6, "hello\x1b[2J")
+	s.pass(50*time.Millisecond, 30e6, 100e6)
+	s.pass(900*time.Millisecond, 60e6, 100e6, "hello\x1b[2J")
 	s.end()
 	s.end()
 	want := clearLine + "put a.tar: 30.0 MB of 100.0 MB, 30%, 200.0 MB/s" +
@@ -53,10 +60,10 @@ func TestProgressOnATerminalIsOneLine(t *testing.T) {
 func TestProgressElsewhereIsALineNowAndThen(t *testing.T) {
 	s := newStopwatch(0)
 	for i := range 121 {
-		s.after(100*time.Millisecond, int64(i)*1e6, 0)
+		s.pass(100*time.Millisecond, int64(i)*1e6, 0)
 	}
-	s.after(time.Second, 250e6, 1000e6, "2 of 3 blobs")
-	s.after(5*time.Second, 350e6, 1000e6, "2 of 3 blobs")
+	s.pass(time.Second, 250e6, 1000e6, "2 of 3 blobs")
+	s.pass(5*time.Second, 350e6, 1000e6, "2 of 3 blobs")
 	s.end()
 	want := `gantryctl: put a.tar: 50.0 MB, 10.0 MB/s
 gantryctl: put a.tar: 100.0 MB, 10.0 MB/s
@@ -70,9 +77,26 @@ gantryctl: put a.tar: 350.0 MB of 1.0 GB, 35%, 19.4 MB/s, 33s left, 2 of 3 blobs
 func TestProgressThatDoesNotMove(t *testing.T) {
 	s := newStopwatch(0)
 	for range 3 {
-		s.after(5*time.Second, 5, 5)
+		s.pass(5*time.Second, 5, 5)
 	}
 	if got, want := s.out.String(), strings.Repeat("gantryctl: put a.tar: 5 B of 5 B, 100%\n", 2); got != want {
+		t.Errorf("it says %q; want %q", got, want)
+	}
+}
+
+// TestProgressTellsWhatWasSaidLast holds that a stage in which nothing more is
+// said is seen.
+func TestProgressTellsWhatWasSaidLast(t *testing.T) {
+	s := newStopwatch(60)
+	follow := s.follow(0)
+	follow(client.Progress{Stage: client.StageSend, Done: 5, Total: 5})
+	follow(client.Progress{Stage: client.StageCommit, Done: 5, Total: 5})
+	s.ring()
+	s.ring() // late, after all was told
+	follow(client.Progress{Stage: client.StageWait, Done: 5, Total: 5})
+	s.end()
+	s.ring() // late, after the end
+	if got, want := s.out.String(), clearLine+"put a.tar: 5 B of 5 B, 100%, committing"+clearLine; got != want {
 		t.Errorf("it says %q; want %q", got, want)
 	}
 }
