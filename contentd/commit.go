@@ -61,6 +61,11 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 			return errors.Is(err, errdefs.ErrAlreadyExists), err
 		}
 	}
+	if w.lent && w.file != nil {
+		if err := w.reclaim(ctx, claim); err != nil {
+			return false, err
+		}
+	}
 	d, err := w.digestLike(ctx, claim.Expected)
 	if err != nil {
 		return false, err

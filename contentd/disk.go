@@ -24,6 +24,9 @@ type disk interface {
 	Create(name string) (file, error)
 	// Reopen opens a file to write on.
 	Reopen(name string) (file, error)
+	// Seal opens a file for reading that nobody can write; held says whether
+	// that was so until now. It is errWritable while somebody could.
+	Seal(name string) (f file, held func() error, err error)
 	Rename(from, to string) error
 	Remove(name string) error
 	SyncDir(dir string) error
@@ -92,6 +95,14 @@ func orNil(f *os.File, err error) (file, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+func (osDisk) Seal(name string) (file, func() error, error) {
+	f, err := seal(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, func() error { return sealed(f) }, nil
 }
 
 func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }

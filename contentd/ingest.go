@@ -18,25 +18,34 @@ import (
 
 // Writer implements [content.Ingests].
 func (c *scoped) Writer(ctx context.Context, o content.WriterOptions) (content.Writer, error) {
-	if err := o.Check(); err != nil {
-		return nil, err
-	}
-	l, err := c.lookup(ctx)
-	if err != nil {
-		return nil, err
-	}
-	w := &writer{c: c, ctx: ctx, options: o, lease: l, since: c.now()}
-	if err := w.already(); err != nil {
-		return nil, err
-	}
-	if err := c.hold(w); err != nil {
-		return nil, err
-	}
-	if err := w.begin(); err != nil {
-		w.release()
+	w := &writer{}
+	if err := c.start(ctx, w, o); err != nil {
 		return nil, err
 	}
 	return w, nil
+}
+
+// start makes w the writer of a ref.
+func (c *scoped) start(ctx context.Context, w *writer, o content.WriterOptions) error {
+	if err := o.Check(); err != nil {
+		return err
+	}
+	l, err := c.lookup(ctx)
+	if err != nil {
+		return err
+	}
+	w.c, w.ctx, w.options, w.lease, w.since = c, ctx, o, l, c.now()
+	if err := w.already(); err != nil {
+		return err
+	}
+	if err := c.hold(w); err != nil {
+		return err
+	}
+	if err := w.begin(); err != nil {
+		w.release()
+		return err
+	}
+	return nil
 }
 
 // already is [errdefs.ErrAlreadyExists] if the namespace has the expected blob,

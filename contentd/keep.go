@@ -30,7 +30,11 @@ func (w *writer) keep() error {
 		}
 		w.fresh = false
 	}
-	w.saveHash()
+	if w.lent {
+		w.saveLent()
+	} else {
+		w.saveHash()
+	}
 	return nil
 }
 
@@ -99,6 +103,7 @@ func (w *writer) save(ctx context.Context, s *saved) error {
 			return err
 		}
 		rec.Saved = s
+		rec.Lent = w.lent // else nobody can write it any more
 		rec.Updated = w.status.UpdatedAt
 		rec.Expires = w.c.now().Add(w.c.cfg.ingestAge())
 		return tx.PutJSON(ingestKey(w.c.scope.Name, w.options.Ref), rec)

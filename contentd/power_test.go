@@ -266,6 +266,17 @@ func (p *power) Reopen(name string) (f file, err error) {
 	return f, err
 }
 
+func (p *power) Seal(name string) (f file, held func() error, err error) {
+	err = p.do("seal", func() error {
+		inner, still, err := p.osDisk.Seal(name)
+		if err == nil {
+			f, held = powerFile{inner, p, p.live[name]}, still
+		}
+		return err
+	})
+	return f, held, err
+}
+
 func (p *power) Rename(from, to string) error {
 	return p.do("rename", func() error {
 		if err := p.osDisk.Rename(from, to); err != nil {

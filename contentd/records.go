@@ -40,6 +40,7 @@ type ingest struct {
 	Updated  time.Time     `json:"updated"` // when Saved was
 	Expires  time.Time     `json:"expires"` // unless it is being written, or a lease has it
 	Saved    *saved        `json:"saved,omitempty"`
+	Lent     bool          `json:"lent,omitempty"` // others may have the file open to write
 }
 
 // saved is the hash of an ingest's first bytes.

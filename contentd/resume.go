@@ -19,7 +19,7 @@ import (
 func (w *writer) openIngest(over bool) error {
 	key := ingestKey(w.c.scope.Name, w.options.Ref)
 	var rec ingest
-	old := ""
+	old, wasLent := "", false
 	if err := w.c.db.Update(w.ctx, func(tx *kv.Tx) (err error) {
 		rec, err = getIngest(tx, key)
 		if err != nil && !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errdefs.ErrDataLoss) {
@@ -35,12 +35,22 @@ func (w *writer) openIngest(over bool) error {
 		if w.options.Expected != "" {
 			rec.Expected = w.options.Expected
 		}
+		if wasLent = rec.Lent; w.lent {
+			rec.Lent, rec.Saved = true, nil
+		}
 		rec.Expires = w.c.now().Add(w.c.cfg.ingestAge())
 		return errors.Join(tx.PutJSON(key, rec), w.c.join(tx, w.lease, ingestOf(w.options.Ref)))
 	}); err != nil {
 		return err
 	}
 	w.c.removeIngest(old)
+	if wasLent {
+		if ok, err := w.returned(rec); err != nil {
+			return err
+		} else if !ok {
+			return w.openIngest(true)
+		}
+	}
 	return w.orClose(w.openFile(rec))
 }
 
@@ -90,8 +100,10 @@ func (w *writer) openFile(rec ingest) (err error) {
 	w.fresh = w.fresh || w.dirty
 	from := int64(0)
 	w.hash, from = restore(rec.Saved, w.algorithm)
-	if err := hashOn(w.ctx, w.hash, w.file, from, fi.Size()); err != nil {
-		return err
+	if !w.lent {
+		if err := hashOn(w.ctx, w.hash, w.file, from, fi.Size()); err != nil {
+			return err
+		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -56,6 +56,9 @@ type Store struct {
 	// fetches are the writers that others wait for.
 	fetches content.Fetches
 
+	// lendless says why no file is lent to be written, if none is.
+	lendless error
+
 	// bell has an item when there is something to collect.
 	bell chan struct{}
 
@@ -125,6 +128,9 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("content at %s: %w", cfg.Root, kind(err)), db.Close())
+	}
+	if s.lendless = canSeal(s.ingests()); s.lendless != nil {
+		s.log.Info("files are not lent to be written: the file system does not say who has them", "err", s.lendless)
 	}
 	return s, nil
 }

@@ -31,8 +31,10 @@ type writer struct {
 	fresh     bool   // the file is not durably in ingest/
 	dirty     bool   // the file has bytes that are not synced
 	unchecked int    // bytes since room was asked
+	lent      bool   // the file is written by others: see handle.go
 	algorithm digest.Algorithm
 	hash      hash.Hash     // of what was written
+	hashed    int64         // of a file that is lent, how much of it
 	sum       digest.Digest // of all, once the writer is over
 
 	// mu guards the fields below it.
@@ -130,7 +132,11 @@ func (w *writer) usable() (borrowed bool, err error) {
 func (w *writer) current() (content.Status, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.status, w.status.Ref != "" && !w.borrowed && !w.over && !w.aborted
+	st, ok := w.status, w.status.Ref != "" && !w.borrowed && !w.over && !w.aborted
+	if ok && w.lent {
+		st = w.lentStatus(st)
+	}
+	return st, ok
 }
 
 func (w *writer) isAborted() bool {
@@ -251,6 +257,9 @@ func (w *writer) Digest() digest.Digest {
 	}
 	if borrowed, _ := w.usable(); borrowed {
 		return w.options.Expected
+	}
+	if w.lent {
+		return "" // not known before Commit
 	}
 	return digest.NewDigest(w.algorithm, w.hash)
 }

@@ -64,6 +64,7 @@ var law = []struct{ from, may string }{
 	{"services/event/eventrpc", nouns + "services/rpc grpc ttrpc otel"},
 	{"services/task/shimrpc", nouns + "services/mount/mountrpc ttrpc otel status"},
 	{"services/task/shimserve", nouns + "services/mount/mountrpc ttrpc"},
+	{"services/content/contentrpc", nouns + "proto/*/*/* services/rpc services/fdpass services/*/*rpc grpc"},
 	{"services/*/*rpc", nouns + "proto/*/*/* services/rpc services/*/*rpc grpc"},
 
 	// Promises, and stores in memory that keep them.
@@ -72,8 +73,8 @@ var law = []struct{ from, may string }{
 	// The kit.
 	{"services/kv", "badger"},
 	{"services/outbox", "services/event services/kv otel"},
-	{"services/fdpass", "services/suite"},
-	{"services/daemon", "services/rpc services/suite services/suite/suiterpc grpc otel metrics toml systemd process"},
+	{"services/fdpass", ""},
+	{"services/daemon", "services/rpc services/fdpass services/suite services/suite/suiterpc grpc otel metrics toml systemd process"},
 
 	// The engines. They know disks, kernels and contracts; not wires. A folder
 	// within one is a mechanism of its own.

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/services/fdpass"
 	"github.com/gantryd/gantry/services/suite"
 )
 
@@ -31,9 +32,22 @@ func Listen(cfg Common, name string) (net.Listener, error) {
 // which somebody listens is [errdefs.ErrAlreadyExists]; one that was left
 // behind is replaced.
 func ListenAt(cfg Common, name, path string) (net.Listener, error) {
+	return listenAt(cfg, "unix", name, path)
+}
+
+// ListenPackets is ListenAt for a socket of package fdpass.
+func ListenPackets(cfg Common, name, path string) (net.Listener, error) {
+	return listenAt(cfg, fdpass.Network, name, path)
+}
+
+func listenAt(cfg Common, network, name, path string) (net.Listener, error) {
 	lis, err := passed(name)
 	if lis == nil && err == nil {
-		lis, err = bind(path, cfg.Group)
+		lis, err = bind(network, path, cfg.Group)
+	}
+	if err == nil && lis.Addr().Network() != network {
+		lis.Close()
+		err = fmt.Errorf("systemd passed a socket of another kind (%s, not %s): %w", lis.Addr().Network(), network, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
@@ -67,7 +81,7 @@ func passed(name string) (net.Listener, error) {
 
 // bind makes the socket. The lock is kept for as long as the socket: it says
 // that the owner lives, also when two start at once.
-func bind(path, group string) (net.Listener, error) {
+func bind(network, path, group string) (net.Listener, error) {
 	gid, err := groupID(group)
 	if err != nil {
 		return nil, err
@@ -79,7 +93,7 @@ func bind(path, group string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	lis, err := bindLocked(path, gid)
+	lis, err := bindLocked(network, path, gid)
 	if err != nil {
 		lock.Close()
 		return nil, err
@@ -87,14 +101,14 @@ func bind(path, group string) (net.Listener, error) {
 	return &socket{UnixListener: lis, path: path, lock: lock}, nil
 }
 
-func bindLocked(path string, gid int) (*net.UnixListener, error) {
+func bindLocked(network, path string, gid int) (*net.UnixListener, error) {
 	if err := dead(path); err != nil {
 		return nil, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	lis, err := listenPrivately(path)
+	lis, err := listenPrivately(network, path)
 	if err != nil {
 		return nil, err
 	}
@@ -114,13 +128,13 @@ func bindLocked(path string, gid int) (*net.UnixListener, error) {
 
 // listenPrivately binds a socket that only this user may connect to. The file
 // takes its mode from the descriptor, so that it never had another.
-func listenPrivately(path string) (*net.UnixListener, error) {
+func listenPrivately(network, path string) (*net.UnixListener, error) {
 	c := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var failed error
 		err := c.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
 		return errors.Join(err, failed)
 	}}
-	lis, err := c.Listen(context.Background(), "unix", path)
+	lis, err := c.Listen(context.Background(), network, path)
 	if err != nil {
 		return nil, err
 	}

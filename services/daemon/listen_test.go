@@ -62,7 +62,7 @@ func TestSocketIsBornPrivate(t *testing.T) {
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)
 	path := filepath.Join(t.TempDir(), "s")
-	lis, err := listenPrivately(path)
+	lis, err := listenPrivately("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,4 +259,35 @@ func fd(t *testing.T, lis net.Listener) (n int) {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// TestSocketOfPackets is one on which whole packets are exchanged, and that a
+// second daemon does not take from the first.
+func TestSocketOfPackets(t *testing.T) {
+	cfg := config(t)
+	path := filepath.Join(cfg.Sockets, "testd.packets.sock")
+	lis, err := ListenPackets(cfg, "testd.packets", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := net.Dial("unixpacket", path); err != nil {
+		t.Errorf("dial: %v", err)
+	} else {
+		c.Close()
+	}
+	if _, err := ListenPackets(cfg, "testd.packets", path); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("second listener: got %v, want already exists", err)
+	}
+	lis.Close()
+	// One that was left behind is replaced.
+	stale, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale.SetUnlinkOnClose(false)
+	stale.Close()
+	if lis, err = ListenPackets(cfg, "testd.packets", path); err != nil {
+		t.Fatal(err)
+	}
+	lis.Close()
 }

@@ -27,7 +27,7 @@ type Daemon struct {
 	User    string   // whom it runs as where systemd starts it
 	Does    string   // one line for people
 	Public  []string // gRPC services of containerd's API that it answers
-	Private []string // gRPC services of ours, for other daemons and the CLI
+	Private []string // services of ours, for other daemons and the CLI
 }
 
 // Sockets is where daemons listen unless told otherwise.
@@ -40,6 +40,10 @@ const Address = "/run/gantry/gantry.sock"
 
 // Socket returns the path of a daemon's gRPC socket in dir.
 func Socket(dir, daemon string) string { return filepath.Join(dir, daemon+".sock") }
+
+// BlobsSocket returns the path of contentd's socket of files in dir, on which no
+// gRPC is spoken.
+func BlobsSocket(dir string) string { return filepath.Join(dir, Contentd+".blobs.sock") }
 
 // NATSSocket returns the path of the bus's NATS socket in dir.
 func NATSSocket(dir string) string { return filepath.Join(dir, "nats.sock") }
@@ -85,7 +89,7 @@ var Daemons = []Daemon{
 		Public: []string{"containerd.services.content.v1.Content"},
 		Private: []string{
 			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner",
-			"gantry.fsck.v1.Checker", "gantry.backup.v1.Keeper", "gantry.content.v1.Usage",
+			"gantry.fsck.v1.Checker", "gantry.backup.v1.Keeper", "gantry.content.v1.Usage", "gantry.content.v1.Handles",
 		},
 	},
 	{
