@@ -168,7 +168,8 @@ type Writer interface {
 	Status(ctx context.Context) (Status, error)
 
 	// Digest is that of the bytes written so far, in the algorithm of the
-	// expected digest.
+	// expected digest. Of a writer that was closed it is that, or empty if
+	// nobody knew when it was.
 	Digest() digest.Digest
 
 	// Truncate to size 0 drops what was written. The size that the ingest has

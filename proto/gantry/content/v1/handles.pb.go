@@ -231,9 +231,10 @@ func (*Request_Close) isRequest_Action() {}
 type Response struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Error         *Error                 `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
-	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`    // of a blob that is opened
-	Status        *Status                `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"` // of an ingest, for Write, Status and Truncate
-	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"` // for Digest and Commit
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`         // of a blob that is opened
+	Status        *Status                `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`      // of an ingest, for Write, Status and Truncate
+	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`      // for Digest and Commit
+	Answered      bool                   `protobuf:"varint,5,opt,name=answered,proto3" json:"answered,omitempty"` // always: there is no packet of no bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -294,6 +295,13 @@ func (x *Response) GetDigest() string {
 		return x.Digest
 	}
 	return ""
+}
+
+func (x *Response) GetAnswered() bool {
+	if x != nil {
+		return x.Answered
+	}
+	return false
 }
 
 // Error is a kind of errdefs by its gRPC code, as it would be on gRPC. There are
@@ -814,12 +822,13 @@ const file_gantry_content_v1_handles_proto_rawDesc = "" +
 	"\x06commit\x18\n" +
 	" \x01(\v2 .gantry.content.v1.CommitRequestH\x00R\x06commit\x127\n" +
 	"\x05close\x18\v \x01(\v2\x1f.gantry.content.v1.CloseRequestH\x00R\x05closeB\b\n" +
-	"\x06action\"\x99\x01\n" +
+	"\x06action\"\xb5\x01\n" +
 	"\bResponse\x12.\n" +
 	"\x05error\x18\x01 \x01(\v2\x18.gantry.content.v1.ErrorR\x05error\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x121\n" +
 	"\x06status\x18\x03 \x01(\v2\x19.gantry.content.v1.StatusR\x06status\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"I\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1a\n" +
+	"\banswered\x18\x05 \x01(\bR\banswered\"I\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
