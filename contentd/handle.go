@@ -18,6 +18,19 @@ import (
 // Files implements [content.FileStores].
 func (s *Store) Files(scope namespace.Scope) content.Files { return &scoped{s, scope} }
 
+// Name is what this store is called among all of this machine, for as long as it
+// runs: whoever finds a socket can ask whether it is this store's.
+func (s *Store) Name() string { return s.name }
+
+// nameOf names a store by its directory.
+func nameOf(root string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(root, &st); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x-%x", st.Dev, st.Ino), nil
+}
+
 var (
 	_ content.FileStores = (*Store)(nil)
 	_ content.Files      = (*scoped)(nil)

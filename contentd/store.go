@@ -56,6 +56,9 @@ type Store struct {
 	// fetches are the writers that others wait for.
 	fetches content.Fetches
 
+	// name is what Name returns.
+	name string
+
 	// lendless says why no file is lent to be written, if none is.
 	lendless error
 
@@ -128,6 +131,9 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("content at %s: %w", cfg.Root, kind(err)), db.Close())
+	}
+	if s.name, err = nameOf(cfg.Root); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	if s.lendless = canSeal(s.ingests()); s.lendless != nil {
 		s.log.Info("files are not lent to be written: the file system does not say who has them", "err", s.lendless)

@@ -59,6 +59,18 @@ func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	if err != nil {
 		return err
 	}
+	blobs := suite.BlobsSocket(cfg.Sockets)
+	files, err := daemon.ListenPackets(cfg.Common, suite.Contentd+".blobs", blobs)
+	if err != nil {
+		lis.Close()
+		return err
+	}
+	handles := &contentrpc.HandleServer{
+		Stores: store,
+		Guard:  rpc.NewGuard(suite.Contentd, log, rpc.WithOperators(cfg.Group)),
+		Store:  store.Name(),
+		Log:    log,
+	}
 	srv := rpc.NewServer(suite.Contentd, log, rpc.WithOperators(cfg.Group))
 	contentrpc.Register(srv, store)
 	contentrpc.RegisterMeter(srv, store)
@@ -72,14 +84,19 @@ func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Common:    cfg.Common,
 		Server:    srv,
 		Listeners: []net.Listener{lis},
-		Plugins:   contentdPlugins,
+		Plugins:   contentdPlugins(blobs, store.Name()),
 		Log:       log,
-	}, store.Publish, store.KeepBackups, store.Collect)
+	}, store.Publish, store.KeepBackups, store.Collect, func(ctx context.Context) error { return handles.Serve(ctx, files) })
 }
 
 // contentdPlugins are what clients that look for plugins find here.
-var contentdPlugins = []suite.Plugin{
-	{Type: "io.containerd.content.v1", ID: "content"},
-	{Type: "io.containerd.service.v1", ID: "content-service"},
-	{Type: "io.containerd.grpc.v1", ID: "content"},
+func contentdPlugins(socket, store string) []suite.Plugin {
+	return []suite.Plugin{
+		{Type: suite.ContentPlugin, ID: suite.ContentPluginID, Exports: map[string]string{
+			suite.ExportBlobsSocket: socket,
+			suite.ExportBlobsStore:  store,
+		}},
+		{Type: "io.containerd.service.v1", ID: "content-service"},
+		{Type: "io.containerd.grpc.v1", ID: "content"},
+	}
 }

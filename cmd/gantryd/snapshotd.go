@@ -49,10 +49,12 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		return err
 	}
 	defer bus.Close()
+	files := contentrpc.HandlesAt(suite.BlobsSocket(cfg.Sockets))
+	defer files.Close()
 	store, err := snapshotd.Open(cfg.Config, snapshotd.Needs{
 		Leases:  leaserpc.NewRegistry(imaged),
 		Events:  bus,
-		Content: contentrpc.NewClient(contentd),
+		Content: contentrpc.WithHandles(contentrpc.NewClient(contentd), files),
 		Log:     log,
 	})
 	if err != nil {

@@ -52,6 +52,17 @@ func NATSSocket(dir string) string { return filepath.Join(dir, "nats.sock") }
 // events. containerd's rule is the public address with ".ttrpc".
 func ShimSocket(address string) string { return address + ".ttrpc" }
 
+// ContentPlugin is the type and id of contentd's plugin that clients look for.
+// It exports where the store hands out files, for clients who may, on the same
+// machine: the socket, and what the store is called there. Who reaches another
+// suite's socket at that path is told so by the name.
+const (
+	ContentPlugin     = "io.containerd.content.v1"
+	ContentPluginID   = "content"
+	ExportBlobsSocket = "gantry.blobs.socket"
+	ExportBlobsStore  = "gantry.blobs.store"
+)
+
 // A Plugin is a part of a daemon as containerd's clients look for it. The types
 // and ids are containerd's.
 type Plugin struct {
