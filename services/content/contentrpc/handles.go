@@ -49,7 +49,7 @@ var (
 func (s handled) Open(ctx context.Context, d digest.Digest) (content.Reader, error) {
 	c, resp, f, err := s.h.begin(ctx, s.scope, &contentv1.Request{
 		Action: &contentv1.Request_Open{Open: &contentv1.OpenRequest{Digest: d.String()}},
-	})
+	}, askTime)
 	if errors.Is(err, errAway) {
 		return s.Store.Open(ctx, d)
 	}
@@ -82,7 +82,7 @@ func (s handled) Writer(ctx context.Context, o content.WriterOptions) (content.W
 	}
 	c, resp, f, err := s.h.begin(ctx, s.scope, &contentv1.Request{
 		Action: &contentv1.Request_Write{Write: &contentv1.WriteRequest{Ref: o.Ref, Total: o.Total, Expected: o.Expected.String()}},
-	})
+	}, startTime)
 	if errors.Is(err, errAway) || errors.Is(err, errdefs.ErrNotImplemented) {
 		return s.Store.Writer(ctx, o)
 	}
@@ -91,7 +91,7 @@ func (s handled) Writer(ctx context.Context, o content.WriterOptions) (content.W
 	}
 	w := &fileWriter{
 		store: s.Store, h: s.h, ctx: ctx, conn: c, file: f, options: o,
-		status: fromHandleStatus(o.Ref, resp.Status),
+		status: fromHandleStatus(o.Ref, resp.Status), asked: time.Now(),
 	}
 	// A writer that is given up lets go of the ref.
 	w.unhook = context.AfterFunc(ctx, func() { c.Close() })
@@ -110,14 +110,17 @@ type fileWriter struct {
 	options content.WriterOptions
 	status  content.Status
 	digest  digest.Digest // once the writer is over
-	unasked int64         // bytes since the store was asked whether there is room
+	unasked int64         // bytes since the store was told how far they are
+	asked   time.Time     // when it was
 	over    error         // what every method says once the writer is over
 }
 
 const (
-	// roomEvery is how many bytes are written before the store is asked
-	// whether to go on.
-	roomEvery = 32 << 20
+	// The store is told how far the bytes are after so many, or after so long:
+	// it may have no room for more, and others who want the same may wait for
+	// them as long as they come.
+	tellBytes = 32 << 20
+	tellTime  = time.Second
 
 	// commitTime and commitRate bound a Commit and a Digest, which read every
 	// byte.
@@ -198,13 +201,10 @@ func (w *fileWriter) ready(size int64) error {
 	if err != nil {
 		return err
 	}
-	if forgotten || w.unasked+size > roomEvery {
-		if _, err := w.Status(w.ctx); err != nil {
-			return err
-		}
-		w.unasked = 0
+	if forgotten || w.unasked+size > tellBytes || time.Since(w.asked) > tellTime {
+		_, err = w.Status(w.ctx)
 	}
-	return nil
+	return err
 }
 
 // long is the limit of a request that may read every byte.
@@ -221,6 +221,7 @@ func (w *fileWriter) Status(ctx context.Context) (content.Status, error) {
 		return content.Status{}, err
 	}
 	// Where the next byte goes is known here.
+	w.unasked, w.asked = 0, time.Now()
 	offset := w.status.Offset
 	w.status = fromHandleStatus(w.options.Ref, resp.Status)
 	w.status.Offset = offset

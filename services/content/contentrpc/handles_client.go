@@ -66,6 +66,10 @@ const (
 	findTime = 2 * time.Second
 	dialTime = time.Second
 	askTime  = 10 * time.Second
+
+	// startTime is longer than a writer waits for another one that brings the
+	// same bytes.
+	startTime = 11 * time.Minute
 )
 
 // errAway says that there are no files to be had, and that the store is to be
@@ -170,7 +174,7 @@ func (h *Handles) dial(ctx context.Context) (*fdpass.Conn, error) {
 // the answer, for the caller to keep or close. An error that is not the store's
 // is errAway, or that of ctx: then nothing was done, or was left with the
 // connection.
-func (h *Handles) begin(ctx context.Context, scope namespace.Scope, req *contentv1.Request) (*fdpass.Conn, *contentv1.Response, *os.File, error) {
+func (h *Handles) begin(ctx context.Context, scope namespace.Scope, req *contentv1.Request, limit time.Duration) (*fdpass.Conn, *contentv1.Response, *os.File, error) {
 	c, err := h.kept()
 	if err != nil {
 		return nil, nil, nil, err
@@ -186,7 +190,7 @@ func (h *Handles) begin(ctx context.Context, scope namespace.Scope, req *content
 				return nil, nil, nil, h.away(ctx, err)
 			}
 		}
-		resp, f, err := ask(ctx, c, req, askTime)
+		resp, f, err := ask(ctx, c, req, limit)
 		switch {
 		case err == nil:
 			return c, resp, f, nil

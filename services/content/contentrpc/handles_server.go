@@ -97,13 +97,14 @@ type handleTalk struct {
 	server *HandleServer
 	who    rpc.Peer
 	conn   *fdpass.Conn
+	cancel context.CancelFunc // of the connection's context
 	writer content.FileWriter // nil if none is open
 }
 
 // run answers until the peer is gone. Its ingest is left then.
 func (t *handleTalk) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, t.cancel = context.WithCancel(ctx)
+	defer t.cancel()
 	defer func() {
 		if t.writer == nil {
 			return
@@ -222,6 +223,9 @@ func (t *handleTalk) write(ctx context.Context, req *contentv1.Request, resp *co
 	if err != nil {
 		return nil, err
 	}
+	// It may wait for another writer that brings the same bytes, for a client
+	// that is there. The writer lives as long as the connection.
+	defer t.conn.Watch(t.cancel)()
 	r := req.GetWrite()
 	w, err := files.FileWriter(ctx, content.WriterOptions{Ref: r.Ref, Total: r.Total, Expected: digest.Digest(r.Expected)})
 	if err != nil {
@@ -254,9 +258,7 @@ func (t *handleTalk) proceed(ctx context.Context, req *contentv1.Request, resp *
 	if w == nil {
 		return nil, fmt.Errorf("no ingest is open on this connection: %w", errdefs.ErrFailedPrecondition)
 	}
-	// What follows may read every byte, for a client that is there.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	// What may read every byte does so for a client that is there.
 	switch {
 	case req.GetFile() != nil:
 		return w.File(ctx)
@@ -266,14 +268,14 @@ func (t *handleTalk) proceed(ctx context.Context, req *contentv1.Request, resp *
 			resp.Status = toHandleStatus(st)
 		}
 	case req.GetDigest() != nil:
-		defer t.conn.Watch(cancel)()
+		defer t.conn.Watch(t.cancel)()
 		var d digest.Digest
 		d, err = w.Digest(ctx)
 		resp.Digest = d.String()
 	case req.GetTruncate() != nil:
 		err = w.Truncate(ctx, req.GetTruncate().Size)
 	case req.GetCommit() != nil:
-		defer t.conn.Watch(cancel)()
+		defer t.conn.Watch(t.cancel)()
 		t.writer = nil
 		c := req.GetCommit()
 		err = w.Commit(ctx, c.Size, digest.Digest(c.Expected), c.Labels)
