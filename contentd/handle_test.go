@@ -14,6 +14,7 @@ import (
 	"github.com/gantryd/gantry/services/content/contenttest"
 	"github.com/gantryd/gantry/services/fdpass"
 	"github.com/gantryd/gantry/services/lease"
+	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/rpc/rpctest"
 	"github.com/gantryd/gantry/services/suite"
@@ -28,6 +29,27 @@ func TestStoreThroughFiles(t *testing.T) {
 		return s
 	})
 }
+
+func TestFiles(t *testing.T) {
+	contenttest.RunFiles(t, func(t *testing.T) content.FileStores { return openStore(t, testConfig(t), nil) })
+}
+
+func TestFilesAcrossTheWire(t *testing.T) {
+	contenttest.RunFiles(t, func(t *testing.T) content.FileStores {
+		s := openStore(t, testConfig(t), nil)
+		h := contentrpc.HandlesAt(serveFiles(t, s))
+		t.Cleanup(func() { h.Close() })
+		return remote{s, h}
+	})
+}
+
+// remote is a store whose files are at the other end of a socket.
+type remote struct {
+	content.Stores
+	h *contentrpc.Handles
+}
+
+func (r remote) Files(scope namespace.Scope) content.Files { return r.h.Files(scope) }
 
 // throughFiles is s across both wires, and as files where that can be.
 func throughFiles(t testing.TB, s *Store) content.Stores {

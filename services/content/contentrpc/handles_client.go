@@ -77,7 +77,7 @@ const (
 var errAway = errors.New("no files are handed out")
 
 // errLong says that a request does not fit into a packet. Nothing was sent.
-var errLong = errors.New("the request is too long")
+var errLong = fmt.Errorf("the request is too long for a packet: %w", errdefs.ErrInvalidArgument)
 
 // Close ends the connections that nobody uses.
 func (h *Handles) Close() error {
