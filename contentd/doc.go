@@ -20,7 +20,8 @@
 //	have <digest> <namespace>                    size
 //	trash <digest>                               bytes that no namespace has
 //	ingest <namespace> <ref>                     file, total, expected digest,
-//	                                             times, hash of the bytes so far
+//	                                             times, hash of the bytes so far,
+//	                                             whether its file was lent
 //	lease <namespace> <lease> <generation> <type> <id>    members of a lease
 //	member <namespace> <type> <id> <lease> <generation>   the same, the other way round
 //	gc.hold                                      until when writers are held
@@ -48,6 +49,10 @@
 // An ingest keeps the bytes that were synced when its writer was closed, and
 // the state of their hash, so that a resume reads only what came after. The
 // state is forgotten before the bytes it is of can change.
+//
+// An ingest whose file was lent has no such state. Who had the file may have it
+// still, in another process, after this one has ended: whoever resumes the ingest
+// takes the file back first, or starts over with another. See below.
 //
 // A blob that a check found corrupt is moved to quarantine/, and its records
 // stay: without a file it is absent, as above, until it is committed again.
@@ -103,6 +108,17 @@
 // Whom they wait for, and for how long, is [content.Fetches]: nobody can hold up
 // another namespace for more than ten seconds, whatever it writes.
 //
+// # Files
+//
+// A caller on this machine may have the file of a blob, to read, and that of an
+// ingest, to write. Of the second, contentd believes nothing until the commit. It
+// closes its own descriptor then, opens the file for reading and takes a read
+// lease, which the kernel refuses as long as anybody can write the file: through
+// a descriptor, a mapping, or one on its way in a socket. Under the lease the
+// bytes are read and hashed, and after that the lease must still be held. So a
+// caller that goes on writing wastes its own ingest and nothing else. Where the
+// file system has no leases, which Open tries, no file is lent to be written.
+//
 // # Limits
 //
 // A backup is made every [Config].BackupMinutes and at a clean stop, if anything
@@ -116,8 +132,11 @@
 // about 300 bytes and is over then; Freeze reads what was noted while writers are
 // held. A sweep takes [gc.SweepMax] nodes, some hundreds to a transaction.
 //
-// There are as many writers and readers as the process may have descriptors. A
-// ref is at most 4096 bytes and a label 4096.
+// There are as many writers and readers as the process may have descriptors, of
+// whom at most 256 have files (contentrpc.HandleServer). Who writes a file is
+// held to the free space by asking: to one that does not ask the disk is as
+// large as it is. A ref is at most 4096 bytes and a label 4096. A commit and a
+// resume wait up to a second for a file that is open to write.
 //
 // # Events
 //
@@ -127,5 +146,6 @@
 //
 // # Needs
 //
-// No capability and no network. A file system on which rename is atomic.
+// No capability and no network. A file system on which rename is atomic, and
+// leases (fcntl) for files that are lent to be written.
 package contentd

@@ -63,7 +63,12 @@
 // Every daemon stands on the same few packages: daemon (from arguments and
 // signals to a served socket and back), rpc (servers, clients, peers, errors
 // across a socket), kv (records that are durable when a call returns), outbox
-// (events in the transaction of the change they report).
+// (events in the transaction of the change they report), fdpass (open files
+// across a socket).
+//
+// Bytes of blobs do not cross gRPC where both ends are on one machine: contentd
+// hands out files on [suite.BlobsSocket], to those whom the table lets, and
+// everybody falls back to gRPC where there are none.
 //
 // # Where to read on
 //
@@ -73,5 +78,6 @@
 // against is in decisions.md.
 //
 // [rpc.Rules]: https://pkg.go.dev/github.com/gantryd/gantry/services/rpc#Rules
+// [suite.BlobsSocket]: https://pkg.go.dev/github.com/gantryd/gantry/services/suite#BlobsSocket
 // [suite.Daemons]: https://pkg.go.dev/github.com/gantryd/gantry/services/suite#Daemons
 package services

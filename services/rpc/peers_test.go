@@ -29,6 +29,8 @@ func TestWhoMayCallWhom(t *testing.T) {
 		contentRead   = "/containerd.services.content.v1.Content/Read"
 		contentWrite  = "/containerd.services.content.v1.Content/Write"
 		contentDelete = "/containerd.services.content.v1.Content/Delete"
+		handlesOpen   = "/gantry.content.v1.Handles/Open"
+		handlesWrite  = "/gantry.content.v1.Handles/Write"
 		members       = "/gantry.lease.v1.Members/AddMember"
 		holder        = "/gantry.namespace.v1.Holder/Holdings"
 		sweep         = "/gantry.gc.v1.Owner/Sweep"
@@ -63,6 +65,14 @@ func TestWhoMayCallWhom(t *testing.T) {
 		{suite.Gatewayd, suite.Contentd, tasks, false},
 
 		{suite.Imaged, suite.Contentd, contentDelete, true},
+		{suite.Imaged, suite.Contentd, handlesOpen, true},
+		{suite.Imaged, suite.Contentd, handlesWrite, true},
+		{suite.Snapshotd, suite.Contentd, handlesOpen, true},
+		{suite.Taskd, suite.Contentd, handlesWrite, true},
+		{suite.Gatewayd, suite.Contentd, handlesOpen, false},
+		{suite.Eventbus, suite.Contentd, handlesOpen, false},
+		{suite.Snapshotd, suite.Imaged, handlesOpen, false},
+		{Operator, suite.Contentd, handlesWrite, true},
 		{suite.Imaged, suite.Contentd, members, true},
 		{suite.Imaged, suite.Contentd, holder, true},
 		{suite.Imaged, suite.Contentd, sweep, true},
