@@ -270,7 +270,7 @@ func (p *power) Seal(name string) (f file, held func() error, err error) {
 	err = p.do("seal", func() error {
 		inner, still, err := p.osDisk.Seal(name)
 		if err == nil {
-			f, held = powerFile{inner, p, p.live[name]}, still
+			f, held = powerFile{inner, p, p.live[name], name}, still
 		}
 		return err
 	})
