@@ -59,7 +59,7 @@ Fields with -o json, which is for -f FILE: digest, size (bytes), file.`,
 				return n.withBlob(c, args[0], func(d digest.Digest) error {
 					err := get(c, d)
 					if errors.Is(err, errdefs.ErrDataLoss) {
-						return fmt.Errorf("%w; gantryctl content rm removes it, so that it can be put again", err)
+						return fmt.Errorf("%w; gantryctl fsck content --repair takes it away, so that it can be put or pulled again", err)
 					}
 					return err
 				})

@@ -37,6 +37,7 @@ func contentVerify(n *node) *cobra.Command {
 their bytes are what their digests say. It prints those that are not, and exits
 with 1 if there are any. It has contentd read its disk where contentd's own
 socket is to be reached; otherwise it gets the blobs through the public one.
+Gantryctl fsck looks at more, and puts right what it can.
 
 Fields with -o json, for every blob: digest, size (bytes), state (ok, or what is
 wrong: corrupt or missing), why.`,
@@ -113,7 +114,7 @@ func (n *node) verify(c *cobra.Command, infos []content.Info, p *progress) error
 	case err != nil:
 		return fmt.Errorf("verify, after %d of %d blobs: %w", count, len(infos), err)
 	case wrong > 0:
-		return fmt.Errorf("blobs that are not whole: %d of %d; gantryctl content rm removes one, so that it can be put or pulled again: %w", wrong, count, errdefs.ErrDataLoss)
+		return fmt.Errorf("blobs that are not whole: %d of %d; gantryctl fsck content says who needs them, and with --repair takes them away, so that they can be put or pulled again: %w", wrong, count, errdefs.ErrDataLoss)
 	case n.output != "json" && count > 0:
 		fmt.Fprintf(c.OutOrStdout(), "ok: blobs: %d, bytes: %s\n", count, bytesize(size))
 	}

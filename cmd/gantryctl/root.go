@@ -59,7 +59,8 @@ func rootCommand(n *node) *cobra.Command {
 		Use:   "gantryctl",
 		Short: "Run containers with gantry, and look after it",
 		Long: `Gantryctl runs the suite (up), asks it (status, ps, events), runs containers with
-it (image import, run, exec, stop, rm), and looks after blobs (content).
+it (image import, run, exec, stop, rm), and looks after blobs (content) and after
+what daemons keep (fsck, backup, restore).
 
 Exit codes: 0 is success, 1 is failure, 2 is a command that makes no sense. Run
 and exec exit with the code of their program, or with 125 if it could not be
