@@ -58,7 +58,7 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 	if claim.Expected != "" {
 		// It asks for no bytes.
 		if err := w.endExisting(ctx, claim.Expected, l); err != nil {
-			return errors.Is(err, errdefs.ErrAlreadyExists), err
+			return errors.Is(err, errdefs.ErrAlreadyExists) || w.isAborted(), err
 		}
 	}
 	if w.lent && w.file != nil {
@@ -108,16 +108,20 @@ func (w *writer) endExisting(ctx context.Context, d digest.Digest, l lease.Ref) 
 			}
 			return err
 		}
+		if there = !w.isAborted(); !there {
+			return w.gone()
+		}
 		w.c.note(contentOf(d))
-		there = true
 		if left, _, err = w.c.forget(tx, w.options.Ref); err != nil {
 			return err
 		}
+		w.settle(true)
 		return w.c.join(tx, l, contentOf(d))
 	}); err != nil || !there {
+		w.settle(false)
 		return err
 	}
-	w.c.removeIngest(left)
+	w.removeBoth(left)
 	return w.exists(d)
 }
 
@@ -159,6 +163,7 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, l lease.Ref, labe
 		r.failed = r.write(ctx, tx)
 		return r.failed
 	}); err != nil {
+		w.settle(false)
 		// Where the record may be true after all, the bytes stay, and are
 		// found when the store is opened next.
 		if r.ran && r.failed == nil {
@@ -173,7 +178,7 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, l lease.Ref, labe
 	if move == stayed && !r.gone {
 		w.c.annotate(w.c.path(d), w.c.scope.Name, w.c.now(), labels)
 	}
-	if move == stayed || r.left != w.name {
+	if r.left != w.name {
 		w.c.removeIngest(r.left)
 	}
 	switch {
@@ -202,7 +207,7 @@ func (w *writer) place(d digest.Digest) (placing, error) {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return stayed, err
 	case err == nil && fi.Size() == w.status.Offset && w.file == nil:
-		return stayed, kind(w.c.disk.SyncDir(filepath.Dir(to)))
+		return stayed, kind(w.c.names[filepath.Dir(to)].sync())
 	case w.file == nil:
 		// What was borrowed is gone, which nobody here does.
 		w.c.lose(d, errNotWhole)
@@ -217,13 +222,22 @@ func (w *writer) place(d digest.Digest) (placing, error) {
 	} else if err != nil {
 		return stayed, kind(err)
 	}
-	if err := w.c.disk.SyncDir(filepath.Dir(to)); err != nil {
+	if err := w.c.names[filepath.Dir(to)].sync(); err != nil {
 		if move == moved {
 			w.unplace(d)
 		}
 		return stayed, kind(err)
 	}
 	return move, nil
+}
+
+// removeBoth removes the file of the ingest, and the one that its ref had a
+// record of, if that is another.
+func (w *writer) removeBoth(left string) {
+	w.c.removeIngest(left)
+	if w.name != left {
+		w.c.removeIngest(w.name)
+	}
 }
 
 // unplace gives the ingest its file back.
@@ -250,7 +264,7 @@ type recording struct {
 
 func (r *recording) write(ctx context.Context, tx *kv.Tx) error {
 	c, d := r.c, r.digest
-	rec, err := r.record(tx)
+	rec, _, err := r.record(tx)
 	if err != nil {
 		return err
 	}
@@ -260,6 +274,7 @@ func (r *recording) write(ctx context.Context, tx *kv.Tx) error {
 		}
 		return nil
 	}
+	r.settle(true)
 	if r.left, _, err = c.forget(tx, r.options.Ref); err != nil {
 		return err
 	}

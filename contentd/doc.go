@@ -54,6 +54,11 @@
 // still, in another process, after this one has ended: whoever resumes the ingest
 // takes the file back first, or starts over with another. See below.
 //
+// An ingest that is new is pending: its writer has its record in memory, and its
+// file is one that no record names. It gets a record before it has more than a
+// MiB, or when its writer is closed and it is to be resumed. Until then the end of
+// the process is its end.
+//
 // A blob that a check found corrupt is moved to quarantine/, and its records
 // stay: without a file it is absent, as above, until it is committed again.
 //
@@ -71,6 +76,15 @@
 // The attribute of the namespace that wrote the bytes is synced with them. That
 // of one that borrowed them, or changed labels later, is not synced: a loss of
 // power within seconds of it, and of the database, loses it.
+//
+// # What a blob costs
+//
+// A blob of at most a MiB that is written and committed in one go costs a sync of
+// its file, one of the directory that gets its name, and one transaction, which
+// is two syncs of the database's: its log's, and one of an empty file that Badger
+// asks for. Blobs that are committed at the same time share the last two: eight
+// writers of small blobs wait, for each, for one sync of their own and half of the
+// others.
 //
 // # Locking
 //

@@ -167,6 +167,11 @@ func (s *Store) room(size int64) error {
 
 // Status implements [content.Ingests].
 func (c *scoped) Status(_ context.Context, ref string) (content.Status, error) {
+	if w := c.writerOf(ref); w != nil {
+		if st, ok := w.current(); ok {
+			return st, nil
+		}
+	}
 	var rec ingest
 	err := c.db.View(func(tx *kv.Tx) (err error) {
 		rec, err = getIngest(tx, ingestKey(c.scope.Name, ref))
@@ -209,6 +214,7 @@ func (c *scoped) ListStatuses(_ context.Context, filters ...string) ([]content.S
 	if err != nil {
 		return nil, err
 	}
+	pending := c.pendingStatuses(c.scope.Name, f)
 	var all []content.Status
 	var records []ingest
 	if err := c.db.View(func(tx *kv.Tx) error {
@@ -231,23 +237,34 @@ func (c *scoped) ListStatuses(_ context.Context, filters ...string) ([]content.S
 			return nil, err
 		}
 	}
-	return all, nil
+	return mergeStatuses(all, pending), nil
 }
 
 // Abort implements [content.Ingests].
 func (c *scoped) Abort(ctx context.Context, ref string) error {
-	left, found := "", false
+	left, pending, found := "", "", false
 	if err := c.db.Release(ctx, func(tx *kv.Tx) (err error) {
-		left, found, err = c.forget(tx, ref)
-		return err
+		if left, found, err = c.forget(tx, ref); err != nil {
+			return err
+		}
+		// In the transaction, as whoever commits: one of the two is first.
+		if w := c.writerOf(ref); w != nil && w.abort() {
+			found = true
+			if w.isPending() {
+				pending = w.name
+			}
+		}
+		return nil
 	}); err != nil {
 		return err
 	}
-	w := c.writerOf(ref)
-	if aborted := w != nil && w.abort(); !found && !aborted {
+	if !found {
 		return fmt.Errorf("reference %s: %w", ref, errdefs.ErrNotFound)
 	}
 	c.removeIngest(left)
+	if pending != left {
+		c.removeIngest(pending)
+	}
 	return nil
 }
 
@@ -257,7 +274,8 @@ func (c *scoped) forget(tx *kv.Tx, ref string) (left string, found bool, err err
 	key := ingestKey(c.scope.Name, ref)
 	rec, err := getIngest(tx, key)
 	if errors.Is(err, errdefs.ErrNotFound) {
-		return "", false, nil
+		// One that is pending may have been put into a lease.
+		return "", false, leave(tx, c.scope.Name, ingestOf(ref), "")
 	}
 	// What is damaged can be forgotten; its file is found when the store is
 	// opened next.

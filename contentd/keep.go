@@ -25,17 +25,17 @@ func (w *writer) keep() error {
 		return err
 	}
 	if w.fresh {
-		if err := w.c.disk.SyncDir(w.c.ingests()); err != nil {
+		if err := w.c.names[w.c.ingests()].sync(); err != nil {
+			w.drop()
 			return kind(err)
 		}
 		w.fresh = false
 	}
 	if w.lent {
 		w.saveLent()
-	} else {
-		w.saveHash()
+		return nil
 	}
-	return nil
+	return w.saveHash()
 }
 
 // sync makes the bytes of the file durable. After a failure the kernel may have
@@ -59,11 +59,11 @@ func (w *writer) discard(err error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), saveTime)
 	defer cancel()
 	if e := w.c.db.Release(ctx, func(tx *kv.Tx) error {
-		rec, err := w.record(tx)
-		if err == nil && rec != nil {
+		rec, err := getIngest(tx, ingestKey(w.c.scope.Name, w.options.Ref))
+		if err == nil && rec.File == w.name {
 			_, _, err = w.c.forget(tx, w.options.Ref)
 		}
-		return err
+		return notMissing(err)
 	}); e != nil {
 		err = errors.Join(err, e)
 	}
@@ -81,24 +81,38 @@ func (w *writer) closeFile() {
 	w.file = nil
 }
 
+// notMissing is an error that says more than that there is nothing.
+func notMissing(err error) error {
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
 // saveHash saves the hash of what was synced. Without it the next resume takes
-// longer, and no more.
-func (w *writer) saveHash() {
+// longer, and no more; but an ingest without a record is lost.
+func (w *writer) saveHash() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), saveTime)
 	defer cancel()
 	state, err := w.hash.(encoding.BinaryMarshaler).MarshalBinary()
 	if err == nil {
 		err = w.save(ctx, &saved{Offset: w.status.Offset, Algorithm: w.algorithm, State: state})
 	}
+	if err != nil && w.isPending() {
+		w.drop()
+		return err
+	}
 	if err != nil {
 		w.c.log.Warn("the hash of an ingest was not saved", "ref", w.options.Ref, "err", err)
 	}
+	return nil
 }
 
-// save puts a hash into the record of the ingest, if it still is this one.
+// save puts a hash into the record of the ingest, if it was not aborted. One
+// that was pending has a record then, and joins its lease.
 func (w *writer) save(ctx context.Context, s *saved) error {
-	return w.c.db.Update(ctx, func(tx *kv.Tx) error {
-		rec, err := w.record(tx)
+	if err := w.c.db.Update(ctx, func(tx *kv.Tx) error {
+		rec, l, err := w.record(tx)
 		if err != nil || rec == nil {
 			return err
 		}
@@ -106,32 +120,27 @@ func (w *writer) save(ctx context.Context, s *saved) error {
 		rec.Lent = w.lent // else nobody can write it any more
 		rec.Updated = w.status.UpdatedAt
 		rec.Expires = w.c.now().Add(w.c.cfg.ingestAge())
-		return tx.PutJSON(ingestKey(w.c.scope.Name, w.options.Ref), rec)
-	})
+		return errors.Join(
+			tx.PutJSON(ingestKey(w.c.scope.Name, w.options.Ref), rec),
+			w.c.join(tx, l, ingestOf(w.options.Ref)),
+		)
+	}); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pending = nil
+	return nil
 }
 
 // unsave forgets the hash, so that the bytes may change.
 func (w *writer) unsave(ctx context.Context) error {
 	return w.c.db.Release(ctx, func(tx *kv.Tx) error {
-		rec, err := w.record(tx)
+		rec, _, err := w.record(tx)
 		if err != nil || rec == nil || rec.Saved == nil {
 			return err
 		}
 		rec.Saved = nil
 		return tx.PutJSON(ingestKey(w.c.scope.Name, w.options.Ref), rec)
 	})
-}
-
-// record returns the record of this writer's ingest, or nil if it was aborted.
-func (w *writer) record(tx *kv.Tx) (*ingest, error) {
-	rec, err := getIngest(tx, ingestKey(w.c.scope.Name, w.options.Ref))
-	switch {
-	case errors.Is(err, errdefs.ErrNotFound):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	case rec.File != w.name:
-		return nil, nil
-	}
-	return &rec, nil
 }

@@ -74,15 +74,22 @@ func (s *Store) RemoveMember(ctx context.Context, ns string, l lease.Ref, r leas
 	if err != nil {
 		return err
 	}
+	if r.Type == lease.TypeIngests {
+		s.dropPending(ns, l, r.ID)
+	}
 	return s.db.Release(ctx, m.remove)
 }
 
 // ListMembers implements [lease.Members].
 func (s *Store) ListMembers(_ context.Context, ns string, l lease.Ref) ([]lease.Resource, error) {
-	return s.members(ns, l, 0)
+	pending := s.pendingMembers(ns, l)
+	all, err := s.members(ns, l, 0)
+	all = append(all, pending...)
+	slices.SortFunc(all, lease.Resource.Compare)
+	return slices.Compact(all), err
 }
 
-// members returns at most limit members, or all.
+// members returns at most limit recorded members, or all.
 func (s *Store) members(ns string, l lease.Ref, limit int) ([]lease.Resource, error) {
 	var all []lease.Resource
 	err := s.db.View(func(tx *kv.Tx) error {
@@ -96,7 +103,6 @@ func (s *Store) members(ns string, l lease.Ref, limit int) ([]lease.Resource, er
 		}
 		return nil
 	})
-	slices.SortFunc(all, lease.Resource.Compare)
 	return all, err
 }
 
@@ -106,6 +112,7 @@ const dropBatch = 256
 // DropMembers implements [lease.Members]. An ingest that no lease has any more
 // is collected.
 func (s *Store) DropMembers(ctx context.Context, ns string, l lease.Ref) error {
+	s.dropPending(ns, l, "")
 	for {
 		batch, err := s.members(ns, l, dropBatch)
 		if err != nil || len(batch) == 0 {

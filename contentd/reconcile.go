@@ -36,11 +36,7 @@ func (s *Store) reconcile() error {
 // own name to make so.
 func (s *Store) makeDirs() error {
 	blobs := filepath.Join(s.cfg.Root, "blobs")
-	dirs := []string{s.cfg.Root, blobs, s.ingests(), s.quarantined()}
-	for _, a := range content.Algorithms() {
-		dirs = append(dirs, s.blobs(a))
-	}
-	for _, dir := range dirs {
+	for _, dir := range append([]string{s.cfg.Root, blobs, s.quarantined()}, s.dirs()...) {
 		if err := s.disk.MkdirAll(dir); err != nil {
 			return err
 		}

@@ -18,6 +18,20 @@ import (
 // openIngest finds the ingest of the ref, or makes one: always, if over is set.
 func (w *writer) openIngest(over bool) error {
 	key := ingestKey(w.c.scope.Name, w.options.Ref)
+	found := false
+	if err := w.c.db.View(func(tx *kv.Tx) (err error) {
+		found, err = present(tx, key)
+		return err
+	}); err != nil {
+		return err
+	}
+	if !found && !w.lent { // of which the record has to say so before it is
+		rec := w.newRecord()
+		w.mu.Lock()
+		w.pending = &rec
+		w.mu.Unlock()
+		return w.orDrop(w.openFile(rec))
+	}
 	var rec ingest
 	old, wasLent := "", false
 	if err := w.c.db.Update(w.ctx, func(tx *kv.Tx) (err error) {
@@ -27,7 +41,7 @@ func (w *writer) openIngest(over bool) error {
 		}
 		if err != nil || over || rec.differs(w.options) {
 			old = rec.File
-			rec = ingest{File: newFile(), Started: w.since, Updated: w.since}
+			rec = w.newRecord()
 		}
 		if w.options.Total != 0 {
 			rec.Total = w.options.Total
@@ -51,15 +65,28 @@ func (w *writer) openIngest(over bool) error {
 			return w.openIngest(true)
 		}
 	}
-	return w.orClose(w.openFile(rec))
+	return w.orDrop(w.openFile(rec))
 }
 
-// orClose closes the file if err is one.
-func (w *writer) orClose(err error) error {
-	if err != nil && w.file != nil {
+// newRecord is of an ingest that begins.
+func (w *writer) newRecord() ingest {
+	return ingest{
+		File: newFile(), Total: w.options.Total, Expected: w.options.Expected,
+		Started: w.since, Updated: w.since,
+	}
+}
+
+// orDrop closes the file if err is one, and forgets an ingest that nobody else
+// knows of.
+func (w *writer) orDrop(err error) error {
+	if err == nil {
+		return nil
+	}
+	if w.file != nil {
 		err = errors.Join(err, w.file.Close())
 		w.file = nil
 	}
+	w.drop()
 	return err
 }
 
@@ -70,10 +97,13 @@ func (r ingest) differs(o content.WriterOptions) bool {
 
 // openFile opens the file of an ingest and brings the hash to its end.
 func (w *writer) openFile(rec ingest) (err error) {
-	w.name = rec.File
+	w.name, w.fresh = rec.File, w.isPending()
 	path := w.c.ingestPath(rec.File)
-	if w.file, err = w.c.disk.Reopen(path); errors.Is(err, fs.ErrNotExist) {
-		w.fresh = true
+	if !w.fresh {
+		w.file, err = w.c.disk.Reopen(path)
+		w.fresh = errors.Is(err, fs.ErrNotExist)
+	}
+	if w.fresh {
 		w.file, err = w.c.disk.Create(path)
 	}
 	if err != nil {

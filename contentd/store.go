@@ -47,6 +47,7 @@ type Store struct {
 	db    gated // kv, but for tests
 	gate  *gc.Gate
 	disk  disk
+	names map[string]*names // of the directories that blobs and ingests are in
 	box   *outbox.Box
 	now   func() time.Time
 
@@ -111,11 +112,15 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 		log:     needs.Log,
 		gate:    gc.NewGate(gc.Now),
 		disk:    d,
+		names:   make(map[string]*names),
 		now:     func() time.Time { return time.Now().UTC() },
 		bell:    make(chan struct{}, 1),
 		writers: make(map[held]*writer),
 		pins:    make(map[digest.Digest]int),
 		lost:    make(map[digest.Digest]bool),
+	}
+	for _, dir := range s.dirs() {
+		s.names[dir] = newNames(d, dir)
 	}
 	// The database says whose directory it is, before anything in it changes.
 	db, err := s.openRecords()
@@ -386,6 +391,15 @@ func (s *Store) blobs(a digest.Algorithm) string {
 func (s *Store) ingests() string { return filepath.Join(s.cfg.Root, "ingest") }
 
 func (s *Store) ingestPath(name string) string { return filepath.Join(s.ingests(), name) }
+
+// dirs are those with one file for each blob or ingest.
+func (s *Store) dirs() []string {
+	dirs := []string{s.ingests()}
+	for _, a := range content.Algorithms() {
+		dirs = append(dirs, s.blobs(a))
+	}
+	return dirs
+}
 
 // lock locks a digest.
 func (s *Store) lock(d digest.Digest) (unlock func()) {

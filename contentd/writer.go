@@ -22,7 +22,6 @@ type writer struct {
 	c       *scoped
 	ctx     context.Context // of the call that opened it
 	options content.WriterOptions
-	lease   lease.Ref // at that time
 	since   time.Time
 	fetch   *content.Fetch // nil if nobody waits for its bytes
 
@@ -40,9 +39,12 @@ type writer struct {
 	// mu guards the fields below it.
 	mu       sync.Mutex
 	status   content.Status
+	lease    lease.Ref // when it was opened
+	pending  *ingest   // the record, while the database has none
 	borrowed bool
 	over     bool
 	aborted  bool
+	settled  bool // by a commit, for good
 }
 
 func (w *writer) held() held { return held{w.c.scope.Name, w.options.Ref} }
@@ -62,7 +64,7 @@ func (w *writer) begin() error {
 	if err := w.openIngest(false); err != nil {
 		return err
 	}
-	return w.orClose(w.c.room(max(w.options.Total-w.status.Offset, 0)))
+	return w.orDrop(w.c.room(max(w.options.Total-w.status.Offset, 0)))
 }
 
 // lends says whether the policy lets the namespace have what another commits.
@@ -128,11 +130,13 @@ func (w *writer) usable() (borrowed bool, err error) {
 	return w.borrowed, err
 }
 
-// current is the status of an ingest that is one: not borrowed, and not over.
+// current is the status of an ingest that is one: not borrowed, and not over, as
+// long as it is for the writer to say.
 func (w *writer) current() (content.Status, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	st, ok := w.status, w.status.Ref != "" && !w.borrowed && !w.over && !w.aborted
+	begun := w.status.Ref != "" && !w.borrowed && !w.aborted && !w.settled
+	st, ok := w.status, begun && (!w.over || w.pending != nil)
 	if ok && w.lent {
 		st = w.lentStatus(st)
 	}
@@ -153,9 +157,17 @@ func (w *writer) abort() bool {
 	if w.status.Ref == "" {
 		return false // it waits for others to write
 	}
-	ended := w.over || w.aborted
-	w.aborted = true
+	ended := w.settled || w.aborted
+	w.aborted = w.aborted || !w.settled
 	return !ended
+}
+
+// settle says whether a commit has ended the ingest. It is called in the commit's
+// transaction, and again if that came to nothing.
+func (w *writer) settle(settled bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.settled = settled
 }
 
 // moved notes what was written, or dropped.
@@ -187,6 +199,11 @@ func (w *writer) Write(p []byte) (int, error) {
 		}
 		w.unchecked = 0
 	}
+	if w.status.Offset+int64(len(p)) > pendingMax {
+		if err := w.enroll(w.ctx); err != nil {
+			return 0, err
+		}
+	}
 	return w.append(p)
 }
 
@@ -203,7 +220,7 @@ func (w *writer) own(size int64) error {
 	lent := w.status.Offset
 	if err := w.copyOf(size); err != nil {
 		w.borrow(lent)
-		return w.orClose(err)
+		return w.orDrop(err)
 	}
 	w.c.unpin(w.options.Expected)
 	w.mu.Lock()
@@ -227,6 +244,9 @@ func (w *writer) copyOf(size int64) error {
 	r := io.NewSectionReader(blob, 0, size)
 	for part := make([]byte, min(size, 1<<20)); w.status.Offset < size; {
 		n, err := r.Read(part)
+		if err == nil && w.status.Offset+int64(n) > pendingMax {
+			err = w.enroll(w.ctx)
+		}
 		if err == nil {
 			_, err = w.append(part[:n])
 		}

@@ -104,9 +104,10 @@ type Reader interface {
 // Ingests are the blobs being written. Each has a ref, chosen by its writer,
 // which at most one Writer holds at a time.
 //
-// What was written survives the end of the process, and that of power once the
-// Writer was closed. An ingest that nobody writes is forgotten after a day, or
-// when the leases that it belongs to are gone.
+// What was written survives the end of the process once it is more than a MiB,
+// and also that of power once the Writer was closed; of what is less, and was not
+// closed, there is no ingest afterwards. One that nobody writes is forgotten after
+// a day, or when the leases that it belongs to are gone.
 type Ingests interface {
 	// Writer starts an ingest, or resumes it where it stands; one whose total
 	// or expected digest was another starts over. It is
