@@ -299,7 +299,7 @@ func checkTold(t *testing.T, s *Store, told *told, when string) {
 			if err != nil {
 				t.Fatalf("%s: List: %v", when, err)
 			}
-			b, err := content.ReadAll(t.Context(), s.In(scope), info.Digest, 1<<20)
+			b, err := content.ReadAll(t.Context(), s.In(scope), info.Digest, 1<<21)
 			if told.rotten[info.Digest] && errors.Is(err, errdefs.ErrDataLoss) {
 				continue
 			}
@@ -361,7 +361,7 @@ func checkIngests(t *testing.T, s *Store, told *told, when string) {
 		if d.Algorithm() == digest.SHA256 {
 			told.doubt(scope, d)
 		}
-		if _, err := content.ReadAll(t.Context(), s.In(scope), w.Digest(), 1<<20); err != nil {
+		if _, err := content.ReadAll(t.Context(), s.In(scope), w.Digest(), 1<<21); err != nil {
 			t.Errorf("%s: what was left of ref %s: %v", when, ref, err)
 		}
 	}

@@ -28,6 +28,7 @@ var (
 	body  = bytes.Repeat([]byte("the bytes of a blob, "), 3000)
 	bodyD = digest.FromBytes(body)
 	wrong = bytes.Repeat([]byte("what was not meant, "), 3500)
+	large = bytes.Repeat(body, 20) // more than is pending
 	more  = append(bytes.Clone(body), "more"...)
 	kept  = lease.Ref{ID: "lease", Generation: 1}
 )
@@ -49,8 +50,10 @@ var operations = []operation{
 	{"close", do(opens(one, "r", ""), writes("r", body)), do(closes("r"))},
 	{"close what is empty", nil, do(opens(one, "r", ""), closes("r"))},
 	{"resume", do(opens(one, "r", ""), writes("r", body[:30_000]), closes("r")), do(opens(one, "r", ""), writes("r", body[30_000:]), closes("r"))},
-	{"resume what a killed writer left", do(opens(one, "r", ""), writes("r", body[:30_000]), dies), do(opens(one, "r", ""), writes("r", body[30_000:]), closes("r"))},
-	{"commit what a killed writer left", do(opens(one, "r", ""), writes("r", body), dies), do(opens(one, "r", ""), commits("r", body))},
+	{"record what is more than a MiB", do(opens(one, "r", "")), do(writes("r", large[:1_000_000]), writes("r", large[1_000_000:]))},
+	{"resume what a killed writer left", do(opens(one, "r", ""), writes("r", large[:1_100_000]), dies), do(opens(one, "r", ""), writes("r", large[1_100_000:]), closes("r"))},
+	{"commit what a killed writer left", do(opens(one, "r", ""), writes("r", large), dies), do(opens(one, "r", ""), commits("r", large))},
+	{"write what a killed writer did not leave", do(opens(one, "r", ""), writes("r", body), dies), do(opens(one, "r", ""), writes("r", body), commits("r", body))},
 	{"start over", do(opens(one, "r", ""), writes("r", wrong), closes("r")), do(opens(one, "r", ""), startsOver("r"), writes("r", body), commits("r", body))},
 	{"start over and leave", do(opens(one, "r", ""), writes("r", wrong), closes("r")), do(opens(one, "r", ""), startsOver("r"), writes("r", bytes.Repeat([]byte("x"), len(wrong))), closes("r"))},
 	{"start over for another digest", do(opens(one, "r", digest.FromBytes(wrong)), writes("r", wrong), closes("r")), do(opens(one, "r", bodyD), writes("r", body), commits("r", body))},
