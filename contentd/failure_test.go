@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -168,36 +167,9 @@ func TestDiskThatIsNearlyFullTakesNothingAndGives(t *testing.T) {
 	put(t, s, one, body)
 }
 
-// needRoot skips a test that mounts, and says so.
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: it mounts a small disk")
-	}
-}
-
 // TestFullDiskIsSurvived fills a real one.
 func TestFullDiskIsSurvived(t *testing.T) {
-	needRoot(t)
-	dir := t.TempDir()
-	image, mounted := filepath.Join(dir, "image"), filepath.Join(dir, "disk")
-	must(t, os.Mkdir(mounted, 0o700))
-	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, 320<<20))
-	run := func(name string, args ...string) {
-		t.Helper()
-		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", name, err, out)
-		}
-	}
-	run("mkfs.ext4", "-q", "-F", "-m", "0", image)
-	run("mount", "-o", "loop", image, mounted)
-	defer func() {
-		if err := unix.Unmount(mounted, 0); err != nil {
-			t.Errorf("umount: %v", err)
-			_ = unix.Unmount(mounted, unix.MNT_DETACH)
-		}
-	}()
+	mounted := smallDisk(t, "ext4")
 	cfg := testConfig(t)
 	cfg.Root = filepath.Join(mounted, "contentd")
 	s, err := Open(cfg, Needs{})

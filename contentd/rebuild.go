@@ -104,9 +104,9 @@ func (s *Store) startRebuild() error {
 	}
 	f, err := s.disk.Create(s.rebuilding())
 	if err != nil {
-		return err
+		return kind(err)
 	}
-	return errors.Join(f.Close(), s.disk.SyncDir(s.cfg.Root))
+	return kind(errors.Join(f.Close(), s.disk.SyncDir(s.cfg.Root)))
 }
 
 // endRebuild says that the records are there.
@@ -152,7 +152,7 @@ func restoreFile(o kv.Options, name string) (kv.BackupInfo, error) {
 	defer f.Close()
 	info, err := kv.Restore(context.Background(), o, f)
 	if err != nil {
-		return info, err
+		return info, kind(err)
 	}
 	d, err := os.Open(o.Dir)
 	if err != nil {

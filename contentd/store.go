@@ -125,7 +125,7 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 	// The database says whose directory it is, before anything in it changes.
 	db, err := s.openRecords()
 	if err != nil {
-		return nil, err
+		return nil, kind(err)
 	}
 	s.kv, s.db = db, gated{records(db), s.gate}
 	if s.box, err = outbox.Open(db, suite.Contentd, s.log); err == nil {

@@ -259,7 +259,7 @@ func (db *DB) restore(ctx context.Context, o Options, r io.Reader) (BackupInfo, 
 	full := int64(0)
 	l, whose, err := readBackup(r, o, func(key, value []byte) error {
 		if full += int64(len(key) + len(value)); full > roomEvery {
-			if err := db.space.look().refuse(false); err != nil {
+			if err := db.space.look(false).refuse(false); err != nil {
 				return err
 			}
 			full = 0

@@ -57,7 +57,7 @@ func prepare(o *Options, sp *space) error {
 	if err := checkFiles(o); err != nil {
 		return err
 	}
-	return sp.look().refuse(true)
+	return sp.look(true).refuse(true)
 }
 
 // beforeManifest are the files that a database can have before it is one.
@@ -127,6 +127,7 @@ type space struct {
 	log     *slog.Logger
 	low     bool // it was said
 	ballast bool // is there, or cannot be
+	wal     reserved
 }
 
 // A room is what was free when it was looked at.
@@ -134,21 +135,42 @@ type room struct {
 	dir             string
 	free, freeMin   int64
 	update, release bool // are possible
+	reserved        bool // that is, into the log that there is
 }
 
-// look asks the file system, and drops or makes the ballast.
-func (s *space) look() room {
+// look asks the file system. If something is to be let through that frees space
+// it drops the ballast where there is no other way: others may take what it
+// leaves.
+func (s *space) look(release bool) room {
 	free, usable, err := s.free()
 	if err != nil {
 		// The writes themselves will say what is wrong.
 		return room{dir: s.dir, freeMin: s.freeMin, update: true, release: true}
 	}
 	switch {
-	case usable < releaseMin && s.drop():
+	case release && usable < releaseMin && s.drop():
 		free, usable, _ = s.free()
 	case !s.ballast && free >= s.freeMin+2*ballastSize:
 		s.make()
 	}
+	s.say(free)
+	return room{dir: s.dir, free: free, freeMin: s.freeMin, update: free >= s.freeMin, release: usable >= releaseMin}
+}
+
+// lookAhead is look for a group of updates, which are written to the log and
+// nowhere else, unless it becomes full: when the disk is getting full the log is
+// given the room that it may need.
+func (s *space) lookAhead(release bool) room {
+	if free, usable, err := s.free(); err == nil && free < 2*s.freeMin {
+		if s.wal.reserve(s.dir); usable < releaseMin && s.wal.fits(size{}) {
+			s.say(free)
+			return room{dir: s.dir, free: free, freeMin: s.freeMin, release: true, reserved: true}
+		}
+	}
+	return s.look(release)
+}
+
+func (s *space) say(free int64) {
 	if low := free < s.freeMin; low != s.low {
 		s.low = low
 		if low {
@@ -157,7 +179,6 @@ func (s *space) look() room {
 			s.log.Info("disk has room again", "dir", s.dir, "free", free)
 		}
 	}
-	return room{dir: s.dir, free: free, freeMin: s.freeMin, update: free >= s.freeMin, release: usable >= releaseMin}
 }
 
 // free returns the bytes that anybody may still use and those that this process

@@ -4,7 +4,8 @@
 // # On disk
 //
 //	<dir>/            a Badger database
-//	<dir>/ballast     space held back, so that a full disk still lets go
+//	<dir>/ballast     space held back, so that a full disk still opens, closes
+//	                  and lets go
 //	<dir>/witness     how many commits there were, to be disproved by
 //	<dir>.new/        a database that is about to take this one's place
 //
@@ -48,6 +49,9 @@
 // A key is at most 65,000 bytes and a value 15 MiB. A transaction has at most
 // some 3,200 keys and 300 KiB, where a value over 300 KiB counts for nothing: it
 // is kept in a file of its own kind. The queue is as long as there are callers.
-// Update needs [Options].FreeMin of free disk and Release 16 MiB: below that
-// Badger's writes into mapped files would end the process.
+// Update needs [Options].FreeMin of free disk: a write of Badger's into a mapped
+// file that finds no block would end the process. Release needs 16 MiB, or a log
+// that has been given all its blocks and is not full, or the ballast, in this
+// order. A disk that somebody else fills from 16 MiB to nothing while Badger
+// makes a table, some milliseconds every 2 MiB of log, is not guarded against.
 package kv

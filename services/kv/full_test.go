@@ -117,12 +117,25 @@ func TestAFullDiskRefusesUpdatesAndLetsDeletesThrough(t *testing.T) {
 		return nil
 	})
 
-	// Full to the last block, with the ballast gone: refused, and alive.
+	// Full to the last block, with the ballast gone: what frees space goes on in
+	// the log that there is, and when that is full it is refused, and alive.
 	if err := os.Rename(filling, filepath.Join(disk, "more")); err != nil {
 		t.Fatal(err)
 	}
 	filling = fillDisk(t, disk, 0)
-	wantKind(t, release(0), errdefs.ErrResourceExhausted)
+	if err := release(0); err != nil {
+		t.Errorf("Release with nothing left: %v", err)
+	}
+	for i := 0; ; i++ {
+		if err := db.Release(t.Context(), func(tx *kv.Tx) error { return tx.Put([]byte("larger"), make([]byte, 10_000)) }); err != nil {
+			wantKind(t, err, errdefs.ErrResourceExhausted)
+			t.Logf("the log took %d", i)
+			break
+		}
+		if i > 300 {
+			t.Fatal("it takes more than a log can")
+		}
+	}
 	wantKind(t, update(), errdefs.ErrResourceExhausted)
 	_, err := kv.Open(kv.Options{Dir: filepath.Join(disk, "other"), Owner: "contentd", Schema: 1})
 	wantKind(t, err, errdefs.ErrResourceExhausted)

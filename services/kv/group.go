@@ -112,7 +112,8 @@ func (db *DB) lead(u *update) {
 func (db *DB) runGroup(group []*update) {
 	p := part{db: db}
 	defer p.discard()
-	room := db.space.look()
+	room := db.space.lookAhead(slices.ContainsFunc(group, func(u *update) bool { return u.release }))
+	p.room = room
 	for i, u := range group {
 		if u.err = room.refuse(u.release); u.err != nil {
 			continue
@@ -153,6 +154,7 @@ func fail(group []*update, upTo int, err error) {
 // A part of a group is what is committed as one transaction.
 type part struct {
 	db     *DB
+	room   room
 	snap   *badger.Txn // what the functions read below their own writes
 	writes map[string]write
 	size   size
@@ -189,6 +191,10 @@ func (p *part) write() error {
 	}
 	p.db.cache.begin(p.writes)
 	defer p.db.cache.end()
+	if p.room.reserved && !p.db.space.wal.fits(p.size) {
+		p.room.release = false
+		return p.room.refuse(true)
+	}
 	txn := p.db.badger.NewTransaction(true)
 	defer txn.Discard()
 	l, _, err := getLedger(txn)
@@ -213,6 +219,7 @@ func (p *part) write() error {
 	if err := txn.Commit(); err != nil {
 		return err
 	}
+	p.db.space.wal.wrote(p.size)
 	if err := p.db.witness.set(l.commits); err != nil {
 		p.db.space.log.Debug("the witness is behind", "err", err)
 	}

@@ -178,7 +178,7 @@ func settings(o *Options) badger.Options {
 		WithSyncWrites(true).
 		WithDetectConflicts(false). // there is one writer
 		WithMetricsEnabled(false).
-		WithMemTableSize(2 << 20).
+		WithMemTableSize(memtable).
 		WithNumMemtables(1).
 		WithValueThreshold(300 << 10). // at most 15 % of a memtable
 		WithVerifyValueChecksum(true).
@@ -317,7 +317,7 @@ func (db *DB) Close() error {
 func (db *DB) closeFiles() (err error) {
 	db.cache.drop()
 	// Badger writes what it has in memory into a table.
-	if err := db.space.look().refuse(true); err != nil {
+	if err := db.space.look(true).refuse(true); err != nil {
 		return err
 	}
 	defer func() {
