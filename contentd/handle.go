@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/namespace"
 )
 
@@ -301,4 +303,37 @@ func (w *writer) returned(rec ingest) (bool, error) {
 		return false, nil
 	}
 	return false, kind(err)
+}
+
+// distrustIngests makes every ingest one whose file was lent: what a copy of the
+// records says of its bytes was so once.
+func (s *Store) distrustIngests(ctx context.Context) error {
+	var keys [][]byte
+	if err := s.eachBatch(kv.Key("ingest", ""), ctx.Err, func(_ *kv.Tx, key, _ []byte) error {
+		keys = append(keys, key)
+		return nil
+	}); err != nil {
+		return err
+	}
+	for batch := range slices.Chunk(keys, rebuildBatch) {
+		if err := s.db.Update(ctx, func(tx *kv.Tx) error {
+			for _, key := range batch {
+				rec, err := getIngest(tx, key)
+				if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, errdefs.ErrDataLoss) {
+					continue // over, or waiting for its Abort
+				}
+				if err != nil {
+					return err
+				}
+				rec.Lent, rec.Saved = true, nil
+				if err := tx.PutJSON(key, rec); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -68,6 +68,15 @@ var operations = []operation{
 	{"write to what is borrowed", do(puts(two, body), opens(one, "r", bodyD)), do(writes("r", more[len(body):]), commits("r", more))},
 	{"commit over a file that is short", do(puts(one, body), spoils(bodyD, 100), dies, opens(one, "r", "")), do(writes("r", body), commits("r", body))},
 	{"commit over a file that is gone", do(puts(one, body), spoils(bodyD, -1), dies, opens(one, "r", "")), do(writes("r", body), commits("r", body))},
+	{"open a file to write", nil, do(opensFile(one, "r", ""))},
+	{"commit a file", do(opensFile(one, "r", ""), writes("r", body)), do(commits("r", body))},
+	{"close a file", do(opensFile(one, "r", ""), writes("r", body)), do(closes("r"))},
+	{"resume with a file", do(opens(one, "r", ""), writes("r", body[:30_000]), closes("r")), do(opensFile(one, "r", ""), writes("r", body[30_000:]), commits("r", body))},
+	{"resume what was a file", do(opensFile(one, "r", ""), writes("r", body[:30_000]), closes("r")), do(opens(one, "r", ""), writes("r", body[30_000:]), closes("r"))},
+	{"commit what a killed writer of a file left", do(opensFile(one, "r", ""), writes("r", body), dies), do(opens(one, "r", ""), commits("r", body))},
+	{"start over in a file", do(opens(one, "r", ""), writes("r", wrong), closes("r")), do(opensFile(one, "r", ""), startsOver("r"), writes("r", body), commits("r", body))},
+	{"commit as a file what another namespace has", do(puts(two, body), opensFile(one, "r", bodyD)), do(commits("r", body))},
+	{"write to a file of what is borrowed", do(puts(two, body), opensFile(one, "r", bodyD)), do(writes("r", more[len(body):]), commits("r", more))},
 	{"commit with a lease", do(opens(one, "r", ""), writes("r", body), joins(ingestOf("r"))), do(commits("r", body), joins(contentOf(bodyD)))},
 	{"abort", do(opens(one, "r", ""), writes("r", wrong), closes("r")), do(aborts(one, "r"))},
 	{"abort what is written, and again", do(opens(one, "r", ""), writes("r", wrong)), do(aborts(one, "r"), closes("r"), puts(one, body))},
@@ -126,7 +135,7 @@ func (sc *scene) open() (err error) {
 // close ends the store as a kill would.
 func (sc *scene) close(t testing.TB) {
 	for _, w := range sc.writers {
-		w.(*writer).closeFile()
+		w.(interface{ closeFile() }).closeFile()
 	}
 	clear(sc.writers)
 	if sc.s == nil {
@@ -320,7 +329,7 @@ func drops(sc *scene) error {
 // dies ends the process and starts another.
 func dies(sc *scene) error {
 	for _, w := range sc.writers {
-		w.(*writer).closeFile()
+		w.(interface{ closeFile() }).closeFile()
 	}
 	clear(sc.writers)
 	if sc.s != nil {

@@ -177,6 +177,9 @@ func (s *Store) rebuild(ctx context.Context) (backup.Report, error) {
 	if err != nil {
 		return r, err
 	}
+	if err := s.distrustIngests(ctx); err != nil {
+		return r, err
+	}
 	made, nobodys := 0, 0
 	for batch := range slices.Chunk(slices.Sorted(maps.Keys(files)), rebuildBatch) {
 		m, n := 0, 0
