@@ -147,9 +147,10 @@ func (w *remoteWriter) dropFirst() {
 	}
 }
 
-// alive is what every method says if the store has gone away.
+// alive is what every method says if the store has gone away, or the writer was
+// given up.
 func (w *remoteWriter) alive() error {
-	if w.over == nil && w.conn.Gone() {
+	if w.over == nil && (w.ctx.Err() != nil || w.conn.Gone()) {
 		return w.end(errBroken)
 	}
 	return w.over
