@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -85,7 +86,19 @@ func (c *checking) checkDatabase() error {
 	if c.only != nil {
 		return nil
 	}
-	err := c.kv.Verify(c.ctx)
+	aside, err := filepath.Glob(filepath.Join(c.cfg.Root, "db.damaged-*"))
+	if err != nil {
+		return err
+	}
+	for _, name := range aside {
+		if err := c.say(&fsck.Finding{
+			Severity: fsck.Note, What: "aside", Where: name,
+			Why: "a database that was damaged, and was made again; remove it when nobody wants to look at it any more",
+		}); err != nil {
+			return err
+		}
+	}
+	err = c.kv.Verify(c.ctx)
 	if errdefs.IsDataLoss(err) {
 		return c.say(&fsck.Finding{
 			Severity: fsck.Loss, What: "database", Where: "db", Why: err.Error() + "; restore a backup, or restart contentd to have it rebuilt",

@@ -45,7 +45,8 @@ func options(cfg Config, log *slog.Logger) kv.Options {
 // not all there, and that what has no record is not trash.
 func (s *Store) rebuilding() string { return filepath.Join(s.cfg.Root, "rebuild") }
 
-// openRecords opens the database. One that is damaged, and one that is missing
+// openRecords opens the database. One that has lost its last commits is used
+// with what the files tell. One that is damaged, and one that is missing
 // where there are blobs, is put aside, and a backup takes its place, or nothing;
 // the records are to be rebuilt then. The order is the promise: the file that
 // says so is durable before the database is moved, and is removed when the
@@ -62,7 +63,7 @@ func (s *Store) openRecords() (db *kv.DB, err error) {
 		if err == nil || !errdefs.IsDataLoss(err) {
 			return db, err
 		}
-		s.log.Error("the database is damaged: it is put aside and made again", "path", o.Dir, "err", err)
+		s.log.Error("the database is damaged and is made again", "path", o.Dir, "err", err)
 	} else if !due {
 		s.log.Error("there are blobs and no database: it is made again", "path", o.Dir)
 	}
@@ -70,6 +71,13 @@ func (s *Store) openRecords() (db *kv.DB, err error) {
 		return nil, err
 	}
 	if !missing {
+		// One that lacks nothing but the last commits knows more than any
+		// backup.
+		behind := o
+		behind.Behind = true
+		if db, err := kv.Open(behind); !errdefs.IsDataLoss(err) {
+			return db, err
+		}
 		aside := o.Dir + ".damaged-" + s.now().Format("20060102T150405.000Z")
 		if err := s.disk.Rename(o.Dir, aside); err != nil {
 			return nil, fmt.Errorf("%s is damaged and stays: %w", o.Dir, err)

@@ -245,6 +245,55 @@ func TestNotesAreAsDurableAsBlobs(t *testing.T) {
 	wantAbsent(t, s, one, d)
 }
 
+// TestDatabaseThatLostItsLastCommitsKnowsMoreThanABackup: the leases of since
+// then are in no file.
+func TestDatabaseThatLostItsLastCommitsKnowsMoreThanABackup(t *testing.T) {
+	cfg := testConfig(t)
+	s, err := Open(cfg, Needs{})
+	must(t, err)
+	must(t, s.backUp(t.Context()))
+	d := put(t, s, two, body)
+	m := lease.Ref{ID: "l", Generation: 9}
+	must(t, s.AddMember(t.Context(), "two", m, contentOf(d)))
+	late := put(t, s, two, []byte("late"))
+	db := filepath.Join(cfg.Root, "db")
+	logs, err := filepath.Glob(filepath.Join(db, "*.mem"))
+	must(t, err)
+	files := map[string][]byte{}
+	for _, l := range append(logs, filepath.Join(db, "MANIFEST"), filepath.Join(db, "witness")) {
+		if files[l], err = os.ReadFile(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closeStore(t, s)
+	// As a kill leaves it, with a log that ends early.
+	tables, err := filepath.Glob(filepath.Join(db, "*.sst"))
+	must(t, err)
+	for _, name := range tables {
+		must(t, os.Remove(name))
+	}
+	for name, b := range files {
+		if filepath.Ext(name) == ".mem" {
+			at := bytes.LastIndex(b, []byte(late))
+			clear(b[at:])
+		}
+		must(t, os.WriteFile(name, b, 0o600))
+	}
+	s = openStore(t, cfg, nil)
+	if aside, _ := filepath.Glob(db + ".damaged-*"); len(aside) > 0 {
+		t.Errorf("it is aside: %v", aside)
+	}
+	for _, d := range []digest.Digest{d, late} {
+		if _, err := s.In(two).Info(t.Context(), d); err != nil {
+			t.Errorf("Info: %v", err)
+		}
+	}
+	if members, err := s.ListMembers(t.Context(), "two", m); err != nil || len(members) != 1 {
+		t.Errorf("members: %v, %v", members, err)
+	}
+	put(t, s, two, []byte("more"))
+}
+
 func TestBlobsWithoutANoteAreRecovered(t *testing.T) {
 	l := newLibrary(t, false)
 	for at := range l.want {

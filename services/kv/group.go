@@ -191,7 +191,7 @@ func (p *part) write() error {
 	}
 	p.db.cache.begin(p.writes)
 	defer p.db.cache.end()
-	if p.room.reserved && !p.db.space.wal.fits(p.size) {
+	if p.room.reserved && !p.db.space.wal.takes(p.writes, p.size) {
 		p.room.release = false
 		return p.room.refuse(true)
 	}

@@ -29,6 +29,10 @@ type Options struct {
 	// once per step, from from to from+1. Nil if there is nothing to migrate.
 	Migrate func(tx *Tx, from int) error
 
+	// Behind opens also a database that is whole but for its last commits,
+	// which its witness saw; otherwise that is [errdefs.ErrDataLoss].
+	Behind bool
+
 	FreeMin  int64 // bytes of free disk below which Update refuses; 0 is a default
 	CacheMax int   // bytes of memory for what [DB.GetJSON] reads; 0 is none
 	Log      *slog.Logger
@@ -80,7 +84,7 @@ func Open(o Options) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := db.prove(context.Background(), seen); err != nil {
+	if err := db.prove(context.Background(), seen, o.Behind); err != nil {
 		return nil, errors.Join(fmt.Errorf("database %s: %w", o.Dir, err), db.Close())
 	}
 	if err := errors.Join(db.settle(o), db.startLedger(context.Background())); err != nil {

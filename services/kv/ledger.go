@@ -207,7 +207,7 @@ func (w witness) set(commits uint64) error {
 
 // prove compares the ledger with the rows and with the witness when the
 // database is opened.
-func (db *DB) prove(ctx context.Context, seen uint64) error {
+func (db *DB) prove(ctx context.Context, seen uint64, behind bool) error {
 	snap := db.badger.NewTransaction(false)
 	defer snap.Discard()
 	l, ok, err := getLedger(snap)
@@ -217,10 +217,13 @@ func (db *DB) prove(ctx context.Context, seen uint64) error {
 	if !ok && seen == 0 {
 		return nil // one that is being made, or of before there were ledgers
 	}
-	if l.commits < seen {
+	if l.commits < seen && !behind {
 		return fmt.Errorf("of %d commits the last %d are not there: %w", seen, seen-l.commits, errdefs.ErrDataLoss)
 	}
-	return l.check(ctx, snap)
+	if err := l.check(ctx, snap); err != nil || l.commits >= seen {
+		return err
+	}
+	return db.witness.set(l.commits)
 }
 
 // startLedger writes the ledger of a database that has none.

@@ -57,3 +57,13 @@ func (r *reserved) wrote(s size) { r.used += s.bytes + 200 }
 func (r *reserved) fits(s size) bool {
 	return r.name != "" && 3*(r.used+s.bytes) < memtable
 }
+
+// takes says whether the writes fit, and none of them has a file of its own.
+func (r *reserved) takes(writes map[string]write, s size) bool {
+	for _, w := range writes {
+		if len(w.value) >= inline {
+			return false
+		}
+	}
+	return r.fits(s)
+}
