@@ -103,6 +103,40 @@ func benchBaseline(b *testing.B, size int) {
 	}
 }
 
+// BenchmarkIngest writes one large blob in parts, as a pull does.
+func BenchmarkIngest(b *testing.B) {
+	const size, part = 256 << 20, 1 << 20
+	s := openStore(b, testConfig(b), nil)
+	wire := contentrpc.NewClient(rpctest.Pipe(b, func(r grpc.ServiceRegistrar) { contentrpc.Register(r, s) }))
+	var n atomic.Uint64
+	for name, stores := range map[string]content.Stores{"local": s, "wire": wire} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(size)
+			buf := make([]byte, part)
+			for b.Loop() {
+				w, err := stores.In(one).Writer(b.Context(), content.WriterOptions{Ref: "r", Total: size})
+				if err != nil {
+					b.Fatal(err)
+				}
+				for range size / part {
+					if _, err := w.Write(unique(buf, &n)); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := w.Commit(b.Context(), size, "", nil); err != nil {
+					b.Fatal(err)
+				}
+				if err := stores.In(one).Delete(b.Context(), w.Digest()); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				s.sweep(b.Context())
+				b.StartTimer()
+			}
+		})
+	}
+}
+
 // BenchmarkRead reads a blob from one end to the other.
 func BenchmarkRead(b *testing.B) {
 	s := openStore(b, testConfig(b), nil)

@@ -46,6 +46,8 @@ type file interface {
 	Truncate(size int64) error
 	Chmod(mode fs.FileMode) error
 	Sync() error
+	// StartSync has a part of the file written soon, and promises nothing.
+	StartSync(off, n int64)
 	Stat() (fs.FileInfo, error)
 }
 
@@ -89,12 +91,20 @@ func (osDisk) Reopen(name string) (file, error) {
 	return orNil(os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0))
 }
 
+// An osFile is a file of osDisk.
+type osFile struct{ *os.File }
+
+func (f osFile) StartSync(off, n int64) {
+	// What it could say the sync at the end says.
+	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
 // orNil keeps a nil *os.File from becoming a file that is not nil.
 func orNil(f *os.File, err error) (file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f, nil
+	return osFile{f}, nil
 }
 
 func (osDisk) Seal(name string) (file, func() error, error) {
@@ -102,7 +112,7 @@ func (osDisk) Seal(name string) (file, func() error, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return f, func() error { return sealed(f) }, nil
+	return osFile{f}, func() error { return sealed(f) }, nil
 }
 
 func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }

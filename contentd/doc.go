@@ -86,6 +86,10 @@
 // writers of small blobs wait, for each, for one sync of their own and half of the
 // others.
 //
+// The bytes of a large one are hashed and written at the same time, by two
+// goroutines that a call of Write owns, and the disk is told to begin with every
+// 8 MiB, so that the sync of the file at the end is a short one.
+//
 // # Locking
 //
 // A ref is held by its writer, in memory. A digest is locked, by one mutex of

@@ -212,3 +212,60 @@ func TestFullDiskIsSurvived(t *testing.T) {
 	must(t, rest.Truncate(0))
 	put(t, s, one, body)
 }
+
+// A short is a disk on which a write ends before its time, once.
+type short struct {
+	osDisk
+	at int64 // offset at which it ends, or 0
+}
+
+func (s *short) Create(name string) (file, error) {
+	f, err := s.osDisk.Create(name)
+	return shortFile{f, s}, err
+}
+
+type shortFile struct {
+	file
+	s *short
+}
+
+func (f shortFile) WriteAt(p []byte, off int64) (int, error) {
+	if end := f.s.at; off <= end && end < off+int64(len(p)) {
+		f.s.at = 0
+		n, err := f.file.WriteAt(p[:end-off], off)
+		return n, errors.Join(err, unix.ENOSPC)
+	}
+	return f.file.WriteAt(p, off)
+}
+
+// TestWriteThatEndsEarlyIsHashedAsFarAsItWent: what is hashed beside the write is
+// no more than what was written.
+func TestWriteThatEndsEarlyIsHashedAsFarAsItWent(t *testing.T) {
+	b := bytes.Repeat([]byte("what is written beside being hashed, "), 1<<16)
+	for _, part := range []int{1000, 64 << 10, 1 << 20} {
+		for _, at := range []int64{1, 999_999, 1 << 20} {
+			d := &short{at: at}
+			s, err := open(testConfig(t), Needs{}, d, func(db *kv.DB) database { return db })
+			must(t, err)
+			w, err := s.In(one).Writer(t.Context(), content.WriterOptions{Ref: "r"})
+			must(t, err)
+			var written int64
+			for err == nil {
+				n := 0
+				n, err = w.Write(b[written : written+int64(part)])
+				written += int64(n)
+			}
+			wantKind(t, "Write", err, errdefs.ErrResourceExhausted)
+			if written != at || w.Digest() != digest.FromBytes(b[:at]) {
+				t.Errorf("wrote %d of %d, %s", written, at, w.Digest())
+			}
+			_, err = w.Write(b[written:])
+			must(t, err)
+			must(t, w.Commit(t.Context(), int64(len(b)), digest.FromBytes(b), nil))
+			if got, err := content.ReadAll(t.Context(), s.In(one), digest.FromBytes(b), 1<<30); err != nil || !bytes.Equal(got, b) {
+				t.Errorf("ReadAll: %d bytes, %v", len(got), err)
+			}
+			closeStore(t, s)
+		}
+	}
+}

@@ -127,7 +127,7 @@ func (w *writer) openFile(rec ingest) (err error) {
 	// What no hash was saved of may be in memory only, since a writer that was
 	// killed.
 	w.dirty = fi.Size() > 0 && (rec.Saved == nil || rec.Saved.Offset != fi.Size())
-	w.fresh = w.fresh || w.dirty
+	w.fresh, w.flushed = w.fresh || w.dirty, fi.Size()
 	from := int64(0)
 	w.hash, from = restore(rec.Saved, w.algorithm)
 	if !w.lent {

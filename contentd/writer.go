@@ -30,6 +30,7 @@ type writer struct {
 	fresh     bool   // the file is not durably in ingest/
 	dirty     bool   // the file has bytes that are not synced
 	unchecked int    // bytes since room was asked
+	flushed   int64  // offset up to which the disk has begun to write
 	lent      bool   // the file is written by others: see handle.go
 	algorithm digest.Algorithm
 	hash      hash.Hash     // of what was written
@@ -207,14 +208,6 @@ func (w *writer) Write(p []byte) (int, error) {
 	return w.append(p)
 }
 
-func (w *writer) append(p []byte) (int, error) {
-	w.dirty = true
-	n, err := w.file.WriteAt(p, w.status.Offset)
-	w.hash.Write(p[:n])
-	w.moved(int64(n))
-	return n, kind(err)
-}
-
 // own copies the first bytes of what it borrows into an ingest.
 func (w *writer) own(size int64) error {
 	lent := w.status.Offset
@@ -304,7 +297,7 @@ func (w *writer) Truncate(ctx context.Context, size int64) error {
 	if err := w.file.Truncate(0); err != nil {
 		return kind(err)
 	}
-	w.dirty = true
+	w.dirty, w.flushed = true, 0
 	w.hash.Reset()
 	w.moved(-w.status.Offset)
 	return nil
