@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gantryd/gantry/services/backup"
-	"github.com/gantryd/gantry/services/suite"
 )
 
 func backupCommand(n *node) *cobra.Command {
@@ -33,7 +32,7 @@ backups by itself too; this one is to be kept elsewhere.`,
 			if file == "" {
 				return usage(c, errors.New("want --file, or - for standard output"))
 			}
-			return n.operating(suite.Contentd, func(c *cobra.Command, o *operator) error {
+			return n.withContentd(func(c *cobra.Command, o *operator) error {
 				p := n.progress(c, "backup", false)
 				defer p.end()
 				write := func(w io.Writer) error { return o.keeper.Backup(c.Context(), &counted{w: w, p: p}) }
@@ -88,7 +87,7 @@ Fields with -o json: records, changes (what, count).`,
 			if file == "" {
 				return usage(c, errors.New("want --file, or - for standard input"))
 			}
-			return n.operating(suite.Contentd, func(c *cobra.Command, o *operator) error {
+			return n.withContentd(func(c *cobra.Command, o *operator) error {
 				in := c.InOrStdin()
 				if file != "-" {
 					f, err := os.Open(file)

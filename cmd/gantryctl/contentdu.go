@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gantryd/gantry/services/content"
-	"github.com/gantryd/gantry/services/suite"
 )
 
 // A usageRow is what content du says.
@@ -59,7 +58,7 @@ ingests, trash, quarantine (count and bytes each), free_bytes.`,
 		Example: `  gantryctl content du
   gantryctl --sockets /tmp/suite/state content du -o json`,
 		Args: cobra.NoArgs,
-		RunE: n.operating(suite.Contentd, func(c *cobra.Command, o *operator) error {
+		RunE: n.withContentd(func(c *cobra.Command, o *operator) error {
 			usage, err := o.meter.Usage(c.Context())
 			if err != nil {
 				return err

@@ -16,7 +16,6 @@ import (
 
 	"github.com/gantryd/gantry/services/fsck"
 	"github.com/gantryd/gantry/services/namespace"
-	"github.com/gantryd/gantry/services/suite"
 )
 
 // A findingRow is a thing that fsck found.
@@ -84,7 +83,7 @@ Fields with -o json: severity, what, id (a digest), where, why, done, refs
 			if quick && len(args) > 0 {
 				return usage(c, errors.New("--quick reads no blob, and there are some to be read"))
 			}
-			return n.operating(suite.Contentd, func(c *cobra.Command, op *operator) error {
+			return n.withContentd(func(c *cobra.Command, op *operator) error {
 				return n.fsck(c, op.checker, o, n.progress(c, "fsck", quiet))
 			})(c, nil)
 		},

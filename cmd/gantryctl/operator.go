@@ -40,10 +40,10 @@ func dialOperator(ctx context.Context, socket string) (*operator, error) {
 	return &operator{meter: contentrpc.NewMeter(conn), checker: fsckrpc.NewClient(conn), keeper: backuprpc.NewClient(conn), Closer: conn}, nil
 }
 
-// operating is run of a command that needs what a daemon answers to operators.
-func (n *node) operating(daemon string, run func(c *cobra.Command, o *operator) error) func(*cobra.Command, []string) error {
+// withContentd is run of a command that needs what contentd answers to operators.
+func (n *node) withContentd(run func(c *cobra.Command, o *operator) error) func(*cobra.Command, []string) error {
 	return func(c *cobra.Command, _ []string) error {
-		o, err := n.operate(c.Context(), suite.Socket(n.sockets, daemon))
+		o, err := n.operate(c.Context(), suite.Socket(n.sockets, suite.Contentd))
 		if err != nil {
 			return err
 		}
