@@ -160,6 +160,9 @@ func (c *checking) findMissing(d digest.Digest, size int64) (*fsck.Finding, erro
 		Severity: fsck.Loss, What: "missing", ID: d.String(), Where: c.path(d),
 		Why: "it has a record, and " + err.Error() + "; write it again",
 	}
+	if in, _ := filepath.Glob(c.quarantineName(d) + "*"); len(in) > 0 {
+		f.Where, f.Why = in[len(in)-1], errCorrupt.Error()+"; write it again"
+	}
 	if c.options.Repair {
 		c.lose(d, err)
 		f.Done = "counts as absent"

@@ -12,6 +12,11 @@ import (
 
 func (s *Store) quarantined() string { return filepath.Join(s.cfg.Root, "quarantine") }
 
+// quarantineName begins the names of files that were a blob's.
+func (s *Store) quarantineName(d digest.Digest) string {
+	return filepath.Join(s.quarantined(), fmt.Sprintf("%s-%s-", d.Algorithm(), d.Encoded()))
+}
+
 // errCorrupt says that the bytes of a blob do not hash to its name.
 var errCorrupt = errors.New("its bytes are corrupt and in quarantine")
 
@@ -31,7 +36,7 @@ func (s *Store) quarantine(d digest.Digest, f *os.File) (string, error) {
 	if err != nil || !os.SameFile(was, is) {
 		return "", nil
 	}
-	to := filepath.Join(s.quarantined(), fmt.Sprintf("%s-%s-%s", d.Algorithm(), d.Encoded(), newFile()[:8]))
+	to := s.quarantineName(d) + newFile()[:8]
 	// Absent first: nobody opens it between the rename and the note.
 	s.lose(d, errCorrupt)
 	if err := s.disk.Rename(from, to); err != nil {
