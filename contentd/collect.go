@@ -41,8 +41,7 @@ func (s *Store) Collect(ctx context.Context) error {
 
 // sweep collects once.
 func (s *Store) sweep(ctx context.Context) {
-	s.sweepLeft()
-	if err := errors.Join(s.sweepTrash(ctx), s.sweepIngests(ctx)); err != nil && ctx.Err() == nil {
+	if err := errors.Join(s.sweepLeft(), s.sweepTrash(ctx), s.sweepIngests(ctx)); err != nil && ctx.Err() == nil {
 		s.log.Warn("something stays that nobody needs", "err", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 
 	"github.com/containerd/errdefs"
@@ -331,12 +332,21 @@ func (s *Store) leaveFiles(names []string) {
 }
 
 // sweepLeft removes what Sweep left of ingests.
-func (s *Store) sweepLeft() {
+func (s *Store) sweepLeft() error {
 	s.mu.Lock()
 	names := s.left
 	s.left = nil
 	s.mu.Unlock()
+	var failed error
+	var still []string
 	for _, name := range names {
-		s.removeIngest(name)
+		if err := s.disk.Remove(s.ingestPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failed = errors.Join(failed, err)
+			still = append(still, name)
+		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = append(s.left, still...)
+	return failed
 }
