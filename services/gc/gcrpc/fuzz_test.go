@@ -16,7 +16,7 @@ import (
 // FuzzSweep gives an owner whatever a coordinator may send: it is refused, or
 // removes what is named and nothing else.
 func FuzzSweep(f *testing.F) {
-	m := gctest.NewMemory("snapshots/memory")
+	m := gctest.NewMemory("snapshots/memory", gc.Now)
 	named := toNode(m.Node("ns", 1))
 	for _, r := range []*gcv1.SweepRequest{
 		nil,
@@ -38,7 +38,7 @@ func FuzzSweep(f *testing.F) {
 			t.Skip()
 		}
 		ctx := context.Background()
-		m := gctest.NewMemory("snapshots/memory")
+		m := gctest.NewMemory("snapshots/memory", gc.Now)
 		n, err := m.Make(ctx, "ns", 1, nil)
 		if err != nil {
 			t.Fatal(err)

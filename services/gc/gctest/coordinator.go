@@ -19,12 +19,14 @@ type Coordinator struct {
 	// Now is the clock of the deadlines.
 	Now func() gc.Instant
 
-	Epoch    gc.Epoch // of the cycle that goes on, or went on last
+	Epoch gc.Epoch // of the cycle that goes on, or went on last
+	// Unanswered says that a Sweep may still be heard, for all that is known.
+	Unanswered bool
+
 	leases   map[string][]lease.Ref
 	marked   []map[gc.Node]gc.Object // by owner
 	noted    map[gc.Node]bool
 	deadline gc.Instant
-	swept    bool // every Sweep was answered
 }
 
 // Cycle runs a whole one, and returns how many objects were removed.
@@ -44,15 +46,26 @@ func (c *Coordinator) Cycle(ctx context.Context) (int, error) {
 
 // Begin begins a cycle everywhere.
 func (c *Coordinator) Begin(ctx context.Context) error {
-	c.Epoch++
-	c.leases, c.noted, c.swept = nil, map[gc.Node]bool{}, true
-	c.marked = make([]map[gc.Node]gc.Object, len(c.Owners))
-	for _, o := range c.Owners {
-		if err := o.Begin(ctx, c.Epoch); err != nil {
+	c.Start()
+	for i := range c.Owners {
+		if err := c.BeginOne(ctx, i); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Start makes a new epoch.
+func (c *Coordinator) Start() {
+	c.Epoch++
+	c.leases, c.deadline, c.Unanswered = nil, 0, false
+	c.noted = map[gc.Node]bool{}
+	c.marked = make([]map[gc.Node]gc.Object, len(c.Owners))
+}
+
+// BeginOne begins the cycle with one owner.
+func (c *Coordinator) BeginOne(ctx context.Context, i int) error {
+	return c.Owners[i].Begin(ctx, c.Epoch)
 }
 
 // Mark reads the leases and then the graph.
@@ -87,17 +100,20 @@ func (c *Coordinator) MarkOne(ctx context.Context, i int) error {
 
 // Freeze freezes every owner for a time at most.
 func (c *Coordinator) Freeze(ctx context.Context, d time.Duration) error {
-	c.deadline = c.Now().Add(d)
 	for i := range c.Owners {
-		if err := c.FreezeOne(ctx, i); err != nil {
+		if err := c.FreezeOne(ctx, i, d); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// FreezeOne freezes one owner.
-func (c *Coordinator) FreezeOne(ctx context.Context, i int) error {
+// FreezeOne freezes one owner: all until the same instant, which is the first
+// one's.
+func (c *Coordinator) FreezeOne(ctx context.Context, i int, d time.Duration) error {
+	if c.deadline == 0 {
+		c.deadline = c.Now().Add(d)
+	}
 	for o, err := range c.Owners[i].Freeze(ctx, c.Epoch, c.deadline) {
 		if err != nil {
 			return err
@@ -111,26 +127,33 @@ func (c *Coordinator) FreezeOne(ctx context.Context, i int) error {
 // Sweep removes what is dead.
 func (c *Coordinator) Sweep(ctx context.Context) (int, error) {
 	total := 0
-	for _, part := range c.Dead() {
-		n, err := c.Owners[part.Owner].Sweep(ctx, c.Epoch, part.Nodes)
+	for _, p := range c.Dead() {
+		n, err := c.SweepPart(ctx, p)
 		if total += n; err != nil {
-			// Whether it will still be heard nobody knows.
-			c.swept = false
 			return total, err
 		}
 	}
 	return total, nil
 }
 
+// SweepPart removes some of what is dead.
+func (c *Coordinator) SweepPart(ctx context.Context, p Part) (int, error) {
+	n, err := c.Owners[p.Owner].Sweep(ctx, c.Epoch, p.Nodes)
+	if err != nil {
+		c.Unanswered = true
+	}
+	return n, err
+}
+
 // End ends the cycle everywhere, unless a Sweep was not answered: the owners
 // then go on by themselves.
 func (c *Coordinator) End(ctx context.Context) error {
-	if !c.swept {
+	if c.Unanswered {
 		return nil
 	}
 	var failed error
-	for _, o := range c.Owners {
-		failed = errors.Join(failed, o.End(ctx, c.Epoch))
+	for i := range c.Owners {
+		failed = errors.Join(failed, c.Owners[i].End(ctx, c.Epoch))
 	}
 	return failed
 }

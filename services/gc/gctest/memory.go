@@ -16,7 +16,8 @@ import (
 
 // A Memory owns objects of one type, in memory. It is a [Driver] of itself.
 type Memory struct {
-	of string
+	of  string
+	now func() gc.Instant
 
 	// mu guards the fields below it; it is held for as long as it takes to look
 	// or to change, and inside the gate.
@@ -32,16 +33,16 @@ var (
 	_ Driver   = (*Memory)(nil)
 )
 
-// NewMemory owns what is of the type.
-func NewMemory(of string) *Memory {
-	return &Memory{of: of, gate: gc.NewGate(gc.Now), objects: map[gc.Node]map[string]string{}, leases: map[gc.Node]map[lease.Ref]bool{}}
+// NewMemory owns what is of the type. The clock is [gc.Now], but for tests.
+func NewMemory(of string, now func() gc.Instant) *Memory {
+	return &Memory{of: of, now: now, gate: gc.NewGate(now), objects: map[gc.Node]map[string]string{}, leases: map[gc.Node]map[lease.Ref]bool{}}
 }
 
 // Restart forgets what a process that is started again does.
 func (m *Memory) Restart() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.gate = gc.NewGate(gc.Now)
+	m.gate = gc.NewGate(m.now)
 	m.gate.Hold(m.hold)
 }
 

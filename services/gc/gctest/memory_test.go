@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/gc/gcrpc"
 	"github.com/gantryd/gantry/services/gc/gctest"
 	"github.com/gantryd/gantry/services/rpc/rpctest"
@@ -17,7 +18,7 @@ func TestMemoryAcrossTheWire(t *testing.T) {
 }
 
 func memory(*testing.T) gctest.Subject {
-	m := gctest.NewMemory("snapshots/memory")
+	m := gctest.NewMemory("snapshots/memory", gc.Now)
 	s := gctest.Subject{Owner: m, Driver: m}
 	s.Restart = func() gctest.Subject {
 		m.Restart()
