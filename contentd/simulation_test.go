@@ -37,7 +37,7 @@ const (
 // needs; nothing that is there lacks what it refers to; and what nobody needs is
 // gone after two quiet cycles.
 func TestNothingThatIsReferredToGoes(t *testing.T) {
-	count, first := 12, rand.Uint64()>>1
+	count, first := 25, rand.Uint64()>>1
 	if n, err := strconv.Atoi(os.Getenv(simCount)); err == nil {
 		count = n
 	}

@@ -225,3 +225,19 @@ func TestAHoldOfAnotherBootIsNone(t *testing.T) {
 	g.Hold(Now().Add(30 * time.Millisecond))
 	enter(t, g)
 }
+
+// BenchmarkEnter is what every writer pays while there is no cycle.
+func BenchmarkEnter(b *testing.B) {
+	g := NewGate(Now)
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			if err := g.Enter(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			if g.Noting() {
+				b.Error("notes without a cycle")
+			}
+			g.Leave()
+		}
+	})
+}

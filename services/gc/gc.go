@@ -19,7 +19,8 @@
 //     writers and returns what it noted, as it now is.
 //  4. The coordinator replaces what it marked by what was noted and colours:
 //     from what is a root by itself, from what was noted, from the members of
-//     leases that exist and have not expired. What stays white is dead.
+//     leases that exist and have not expired. What stays white is dead. Most of
+//     that can be done before: what was noted keeps more, and never less.
 //  5. Sweep, to the owners of the dead, before the deadline.
 //  6. End, to every owner.
 //
