@@ -4,10 +4,11 @@ DAEMONS := contentd snapshotd imaged taskd eventbus gatewayd
 PREFIX  ?= /usr/local
 LINT    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZ    ?= 30s
+KILLS   ?= 500
 DEPS    ?= runc debootstrap umoci
 LOUDLY  := [ "$$(id -u)" = 0 ] || printf '\n*** NOT ROOT: what mounts, runs containers or starts the suite is not tested. Run make test as root. ***\n\n' >&2
 
-.PHONY: all run test build image deps race lint law fuzz crash sim bench proto install clean help
+.PHONY: all run test build image deps race lint law fuzz crash kills sim bench proto install clean help
 all: build lint law test ## what CI runs on a change
 run: DEPS = runc
 run: deps build image    ## see it at work: a suite in a scratch place, a container, its events
@@ -40,6 +41,8 @@ fuzz:                    ## every fuzz target for FUZZ=30s
 		go test -run='^$$' -fuzz="^$$f$$" -fuzztime=$(FUZZ) "./$$(dirname "$$(git grep -l "^func $$f(" | head -1)")" || exit 1; done
 crash:                   ## the tests that kill and cut the power, twenty times
 	go test -count=20 -run 'PowerLoss|Crash|Kill' ./...
+kills:                   ## contentd is killed KILLS=500 times under its clients
+	CONTENTD_TEST_KILLS=$(KILLS) go test -count=1 -v -timeout 1h -run TestKillLosesNothing ./contentd
 sim:                     ## a thousand simulations of the collector beside its writers
 	CONTENTD_TEST_SIMULATIONS=1000 go test -count=1 -timeout 30m -run NothingThatIsReferredToGoes ./contentd
 bench: build image       ## /bin/true and blobs through gantry, beside containerd; as root

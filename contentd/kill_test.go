@@ -5,205 +5,230 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/content/contentrpc"
-	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/rpc"
+	"github.com/gantryd/gantry/services/suite"
 )
 
 const (
-	childRoot   = "CONTENTD_TEST_ROOT"   // of the store that the child serves
-	childSocket = "CONTENTD_TEST_SOCKET" // where it does
+	killsOf  = "CONTENTD_TEST_KILLS" // how many, if not killsFew
+	killsFew = 15
+
+	clients = 8
+	readers = 2
+
+	// patience is how long anything may take on a machine that is busy.
+	patience = 2 * time.Minute
 )
 
-// TestServeUntilKilled is the child of TestKillLosesNothingAcknowledged: contentd
-// but for its main.
-func TestServeUntilKilled(t *testing.T) {
-	root := os.Getenv(childRoot)
-	if root == "" {
-		t.Skip("is run by TestKillLosesNothingAcknowledged")
-	}
-	cfg := Default()
-	cfg.Root = root
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	s, err := Open(cfg, Needs{Log: log})
-	must(t, err)
-	must(t, os.RemoveAll(os.Getenv(childSocket)))
-	lis, err := net.Listen("unix", os.Getenv(childSocket))
-	must(t, err)
-	srv := rpc.NewServer("contentd", log)
-	contentrpc.Register(srv, s)
-	go func() { _ = s.Collect(context.Background()) }()
-	must(t, srv.Serve(lis))
-}
-
-// TestKillLosesNothingAcknowledged kills contentd again and again while clients
-// write, resume, share and delete over its socket. What they were told is true
-// at the end, and they went on by themselves each time.
+// TestKillLosesNothingAcknowledged kills contentd, the real one, again and again
+// while clients write, resume, share, label and delete over its socket, and
+// others read. They go on by themselves each time; nothing that they were told
+// is lost, nothing that they read is wrong, and no ref stays held.
 func TestKillLosesNothingAcknowledged(t *testing.T) {
-	dir, err := os.MkdirTemp("", "contentd-") // the paths of sockets are short
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) }) // once the store is closed
-	root, socket := filepath.Join(dir, "root"), filepath.Join(dir, "s")
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	conn, err := rpc.Dial(socket)
+	kills, err := strconv.Atoi(os.Getenv(killsOf))
+	if err != nil {
+		kills = killsFew
+	}
+	seed := newSeed(t)
+	d := buildDaemon(t)
+	conn, err := rpc.Dial(d.socket)
 	must(t, err)
 	defer conn.Close()
 
-	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
+	var acked, seen atomic.Int64
 	var wg sync.WaitGroup
-	clients := make([]*client, 6)
-	for i := range clients {
-		c := &client{
-			store: contentrpc.NewClient(conn),
-			scope: namespace.Scope{Name: fmt.Sprintf("ns%d", i%2)},
-			id:    i,
-			rnd:   rand.New(rand.NewPCG(seed, uint64(i))),
-			there: map[digest.Digest]bool{},
-		}
-		clients[i] = c
-		wg.Go(func() { c.run(ctx) })
+	all := make([]*client, clients)
+	for i := range all {
+		all[i] = newClient(contentrpc.NewClient(conn), i, seed, &acked)
+		wg.Go(func() { all[i].run(ctx) })
+	}
+	var rot atomic.Value // of error
+	for i := range readers {
+		wg.Go(func() {
+			if err := readOn(ctx, contentrpc.NewClient(conn), rand.New(rand.NewPCG(seed, uint64(1000+i))), &seen); err != nil {
+				rot.Store(err)
+			}
+		})
 	}
 	rnd := rand.New(rand.NewPCG(seed, 99))
-	for range 8 {
-		child := serve(t, root, socket)
-		timer := time.NewTimer(time.Duration(100+rnd.IntN(300)) * time.Millisecond)
-		<-timer.C
-		must(t, child.Process.Kill())
-		_ = child.Wait()
+	for n := range kills {
+		d.start(t)
+		if n%8 == 7 {
+			wait(time.Duration(rnd.IntN(100)) * time.Millisecond) // as it starts
+		} else {
+			d.ready(t)
+			until := acked.Load() + rnd.Int64N(60)
+			reached(t, "the clients go on", func() bool { return acked.Load() >= until || anyWrong(all) })
+			wait(time.Duration(rnd.IntN(3000)) * time.Microsecond)
+		}
+		d.kill(t)
 	}
-	child := serve(t, root, socket)
-	timer := time.NewTimer(300 * time.Millisecond)
-	<-timer.C
+	d.start(t)
+	d.ready(t)
+	until := acked.Load() + 20
+	reached(t, "the clients go on", func() bool { return acked.Load() >= until || anyWrong(all) })
 	stop()
 	wg.Wait()
-	must(t, child.Process.Kill())
-	_ = child.Wait()
+	resumed := 0
+	for _, c := range all {
+		c.verify(t)
+		resumed += c.resumed
+	}
+	if err, ok := rot.Load().(error); ok {
+		t.Errorf("a reader: %v", err)
+	}
+	d.end(t)
+	t.Logf("%d kills, %d acknowledged, %d resumed, %d blobs read", kills, acked.Load(), resumed, seen.Load())
+	if resumed == 0 || seen.Load() == 0 {
+		t.Error("nothing was resumed, or nothing read")
+	}
 
 	cfg := testConfig(t)
-	cfg.Root = root
+	cfg.Root = d.root
 	s := openStore(t, cfg, nil)
-	acked := 0
-	for _, c := range clients {
-		acked += c.acked
-		for d, there := range c.there {
-			b, err := content.ReadAll(t.Context(), s.In(c.scope), d, 1<<20)
-			if there && err != nil || !there && !errors.Is(err, errdefs.ErrNotFound) {
-				t.Errorf("blob %s of client %d was said to be there: %t; it has %d bytes, %v", d, c.id, there, len(b), err)
-			}
-		}
-		if c.wrong != nil {
-			t.Errorf("client %d: %v", c.id, c.wrong)
-		}
-	}
-	t.Logf("%d acknowledged", acked)
-	if acked < 50 {
-		t.Errorf("only %d acknowledged", acked)
-	}
 	s.sweep(t.Context())
 	checkFiles(t, s, "at the end")
 }
 
-// serve starts the child.
-func serve(t *testing.T, root, socket string) *exec.Cmd {
+func anyWrong(all []*client) bool {
+	for _, c := range all {
+		if c.failed.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+func wait(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	<-timer.C
+}
+
+// reached waits until what holds, for as long as a busy machine may take.
+func reached(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	child := exec.Command(os.Args[0], "-test.run=^TestServeUntilKilled$")
-	child.Env = append(os.Environ(), childRoot+"="+root, childSocket+"="+socket)
-	child.Stderr = os.Stderr
-	must(t, child.Start())
-	return child
+	for deadline := time.Now().Add(patience); !holds(); wait(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v", what, patience)
+		}
+	}
 }
 
-// A client does this and that, and notes what it was told.
-type client struct {
-	store content.Stores
-	scope namespace.Scope
-	id    int
-	rnd   *rand.Rand
-	there map[digest.Digest]bool // what it knows
-	acked int
-	wrong error
-}
-
-func (c *client) run(ctx context.Context) {
-	for n := 0; ctx.Err() == nil && c.wrong == nil; n++ {
-		b := c.body(n)
-		c.put(ctx, b, n)
-		for d, there := range c.there {
-			if there && c.rnd.IntN(3) == 0 {
-				c.remove(ctx, d)
+// readOn reads blobs until ctx ends. Those that it can read are what they are
+// named.
+func readOn(ctx context.Context, stores content.Stores, rnd *rand.Rand, seen *atomic.Int64) error {
+	for ctx.Err() == nil {
+		in := stores.In(scopeOf(rnd.IntN(clients)))
+		for info, err := range in.List(ctx) {
+			if err != nil {
 				break
 			}
+			if rnd.IntN(10) > 0 {
+				continue
+			}
+			b, err := content.ReadAll(ctx, in, info.Digest, 64<<20)
+			switch {
+			case err == nil && int64(len(b)) == info.Size:
+				seen.Add(1)
+			case ctx.Err() != nil, away(err), errors.Is(err, errdefs.ErrNotFound):
+			default:
+				return fmt.Errorf("%d bytes of %d: %w", len(b), info.Size, err)
+			}
 		}
+		wait(time.Millisecond)
+	}
+	return nil
+}
+
+// A real is contentd as it is installed, and where it is.
+type real struct {
+	program, config, root, socket string
+	child                         *exec.Cmd
+	said                          bytes.Buffer // by all of them
+}
+
+// buildDaemon builds contentd, which ends with the test if not before.
+func buildDaemon(t *testing.T) *real {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "contentd-") // the paths of sockets are short
+	must(t, err)
+	d := &real{
+		program: filepath.Join(dir, "gantryd"), config: filepath.Join(dir, "config"),
+		root: filepath.Join(dir, "root"), socket: suite.Socket(dir, suite.Contentd),
+	}
+	t.Cleanup(func() {
+		if d.child != nil {
+			d.kill(t)
+		}
+		if t.Failed() {
+			b := d.said.Bytes()
+			t.Logf("contentd said\n%s", b[max(0, len(b)-1<<14):])
+		}
+		os.RemoveAll(dir)
+	})
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", d.program, "../cmd/gantryd").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	must(t, os.WriteFile(d.config, fmt.Appendf(nil, "sockets = %q\ngroup = ''\nlog_level = 'error'\nroot = %q\nfree_min_mib = 64\n", dir, d.root), 0o600))
+	return d
+}
+
+func (d *real) start(t *testing.T) {
+	t.Helper()
+	d.child = exec.Command(d.program, suite.Contentd, "-config", d.config)
+	d.child.Stdout, d.child.Stderr = &d.said, &d.said
+	d.child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(t, d.child.Start())
+}
+
+func (d *real) ready(t *testing.T) {
+	t.Helper()
+	reached(t, "contentd is ready", func() bool {
+		c, err := net.Dial("unix", d.socket)
+		if err != nil {
+			return false
+		}
+		c.Close()
+		return true
+	})
+}
+
+func (d *real) kill(t *testing.T) {
+	t.Helper()
+	must(t, d.child.Process.Kill())
+	err := d.child.Wait()
+	d.child = nil
+	if killed := new(exec.ExitError); !errors.As(err, &killed) || killed.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("contentd ended by itself: %v", err)
 	}
 }
 
-// body is of this client and this time.
-func (c *client) body(n int) []byte {
-	return bytes.Repeat([]byte(fmt.Sprintf("%d of %d, ", n, c.id)), 1+c.rnd.IntN(20_000))
-}
-
-// put tries until it is told that the blob is there.
-func (c *client) put(ctx context.Context, b []byte, n int) {
-	d := digest.FromBytes(b)
-	o := content.WriterOptions{Ref: fmt.Sprintf("%d-%d", c.id, n), Total: int64(len(b)), Expected: d}
-	for ctx.Err() == nil {
-		err := content.Put(ctx, c.store.In(c.scope), o, slow(c.rnd, b), nil)
-		switch {
-		case err == nil:
-			c.there[d] = true
-			c.acked++
-			return
-		case ctx.Err() != nil:
-			return
-		case !away(err):
-			c.wrong = fmt.Errorf("put: %w", err)
-			return
-		}
-	}
-}
-
-// slow is a reader whose every byte takes its time, in chunks.
-func slow(rnd *rand.Rand, b []byte) io.Reader {
-	at := rnd.IntN(len(b))
-	return io.MultiReader(bytes.NewReader(b[:at]), bytes.NewReader(b[at:]))
-}
-
-// away says whether an error is that of a server that was killed.
-func away(err error) bool {
-	return errors.Is(err, errdefs.ErrUnavailable) || errors.Is(err, io.ErrUnexpectedEOF)
-}
-
-func (c *client) remove(ctx context.Context, d digest.Digest) {
-	delete(c.there, d)
-	for ctx.Err() == nil {
-		err := c.store.In(c.scope).Delete(ctx, d)
-		switch {
-		case err == nil, errors.Is(err, errdefs.ErrNotFound):
-			c.there[d] = false
-			c.acked++
-			return
-		case ctx.Err() != nil:
-			return
-		case !away(err):
-			c.wrong = fmt.Errorf("delete: %w", err)
-			return
-		}
+// end stops contentd as systemd does.
+func (d *real) end(t *testing.T) {
+	t.Helper()
+	must(t, d.child.Process.Signal(syscall.SIGTERM))
+	err := d.child.Wait()
+	d.child = nil
+	if err != nil {
+		t.Errorf("contentd ended with %v", err)
 	}
 }
