@@ -62,7 +62,9 @@ func (s *Store) sweepTrash(ctx context.Context) error {
 			return err
 		}
 		for _, d := range batch {
-			failed = errors.Join(failed, s.collect(ctx, d))
+			if d != "" {
+				failed = errors.Join(failed, s.collect(ctx, d))
+			}
 		}
 		if len(batch) < trashBatch || ctx.Err() != nil {
 			return failed

@@ -82,28 +82,17 @@ func (s *Store) RemoveMember(ctx context.Context, ns string, l lease.Ref, r leas
 
 // ListMembers implements [lease.Members].
 func (s *Store) ListMembers(_ context.Context, ns string, l lease.Ref) ([]lease.Resource, error) {
-	pending := s.pendingMembers(ns, l)
-	all, err := s.members(ns, l, 0)
-	all = append(all, pending...)
-	slices.SortFunc(all, lease.Resource.Compare)
-	return slices.Compact(all), err
-}
-
-// members returns at most limit recorded members, or all.
-func (s *Store) members(ns string, l lease.Ref, limit int) ([]lease.Resource, error) {
-	var all []lease.Resource
+	all := s.pendingMembers(ns, l)
 	err := s.db.View(func(tx *kv.Tx) error {
-		prefix := kv.Key("lease", ns, l.ID, fmt.Sprintf("%016x", l.Generation), "")
-		for key := range tx.Scan(prefix, nil) {
-			parts := kv.Parts(key)
-			all = append(all, lease.Resource{Type: parts[len(parts)-2], ID: parts[len(parts)-1]})
-			if len(all) == limit {
-				break
+		for key := range tx.Scan(membersKey(ns, l), nil) {
+			if r, ok := resourceAt(key); ok {
+				all = append(all, r)
 			}
 		}
 		return nil
 	})
-	return all, err
+	slices.SortFunc(all, lease.Resource.Compare)
+	return slices.Compact(all), err
 }
 
 // dropBatch is how many members are dropped in one transaction.
@@ -113,25 +102,40 @@ const dropBatch = 256
 // is collected.
 func (s *Store) DropMembers(ctx context.Context, ns string, l lease.Ref) error {
 	s.dropPending(ns, l, "")
-	for {
-		batch, err := s.members(ns, l, dropBatch)
-		if err != nil || len(batch) == 0 {
-			return err
-		}
-		if err := s.db.Release(ctx, func(tx *kv.Tx) error {
-			for _, r := range batch {
-				if err := (membership{ns: ns, lease: l, of: r}).remove(tx); err != nil {
-					return err
-				}
-				if err := s.expire(tx, ns, r); err != nil {
-					return err
+	for from := []byte(nil); ; {
+		var batch [][]byte
+		if err := s.db.View(func(tx *kv.Tx) error {
+			for key := range tx.Scan(membersKey(ns, l), from) {
+				if batch = append(batch, key); len(batch) == dropBatch {
+					break
 				}
 			}
 			return nil
-		}); err != nil {
+		}); err != nil || len(batch) == 0 {
+			return err
+		}
+		if err := s.db.Release(ctx, func(tx *kv.Tx) error { return s.drop(tx, ns, l, batch) }); err != nil {
+			return err
+		}
+		// What is damaged and stays is not met again.
+		from = append(batch[len(batch)-1], 0)
+	}
+}
+
+func (s *Store) drop(tx *kv.Tx, ns string, l lease.Ref, keys [][]byte) error {
+	for _, key := range keys {
+		r, ok := resourceAt(key)
+		if !ok {
+			continue // fsck removes it
+		}
+		if err := (membership{ns: ns, lease: l, of: r}).remove(tx); err != nil {
+			return err
+		}
+		if err := s.expire(tx, ns, r); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // expire ends the time of an ingest that has lost its last lease.

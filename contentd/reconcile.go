@@ -100,7 +100,7 @@ func (s *Store) reconcileBlobs() error {
 	if err := s.db.View(func(tx *kv.Tx) error {
 		for key, value := range tx.Scan(kv.Key("have", ""), nil) {
 			d := digestAt(key, 1)
-			if known[d] {
+			if d == "" || known[d] {
 				continue
 			}
 			known[d] = true

@@ -3,6 +3,7 @@ package contentd
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -317,4 +318,20 @@ func TestCheckReportsEveryMistake(t *testing.T) {
 	}
 	_, err = Open(Config{}, Needs{})
 	wantKind(t, "Open", err, errdefs.ErrInvalidArgument)
+}
+
+func writeFile(t testing.TB, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte("keep"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func isThere(t testing.TB, path string) bool {
+	t.Helper()
+	_, err := os.Lstat(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return err == nil
 }

@@ -99,10 +99,13 @@ func trashKey(d digest.Digest) []byte { return kv.Key("trash", d.String()) }
 
 func ingestKey(ns, ref string) []byte { return kv.Key("ingest", ns, ref) }
 
-// digestAt reads a part of a key.
+// digestAt reads a part of a key: "" where there is no digest, which only damage
+// leaves there, and fsck removes.
 func digestAt(key []byte, part int) digest.Digest {
 	if parts := kv.Parts(key); part < len(parts) {
-		return digest.Digest(parts[part])
+		if d := digest.Digest(parts[part]); content.CheckDigest(d) == nil {
+			return d
+		}
 	}
 	return ""
 }
@@ -166,6 +169,21 @@ func (m membership) keys() [2][]byte {
 		kv.Key("lease", m.ns, m.lease.ID, generation, m.of.Type, m.of.ID),
 		kv.Key("member", m.ns, m.of.Type, m.of.ID, m.lease.ID, generation),
 	}
+}
+
+// membersKey is what the keys of a lease's members begin with.
+func membersKey(ns string, l lease.Ref) []byte {
+	return kv.Key("lease", ns, l.ID, fmt.Sprintf("%016x", l.Generation), "")
+}
+
+// resourceAt reads the member at the end of a key: false where there is none, which
+// only damage leaves there.
+func resourceAt(key []byte) (lease.Resource, bool) {
+	parts := kv.Parts(key)
+	if len(parts) != 6 {
+		return lease.Resource{}, false
+	}
+	return lease.Resource{Type: parts[4], ID: parts[5]}, true
 }
 
 func (m membership) put(tx *kv.Tx) error {
