@@ -6,9 +6,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/pelletier/go-toml/v2"
 
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/fsck"
@@ -188,6 +190,26 @@ func FuzzRef(f *testing.F) {
 		}
 		if err := (content.WriterOptions{Ref: ref}).Check(); err != nil && !errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.Errorf("Check: %v", err)
+		}
+	})
+}
+
+// FuzzConfig: a text that passes for a config is one to count on.
+func FuzzConfig(f *testing.F) {
+	f.Add("root = '/r'\nfree_min_mib = 64\ningest_hours = 1\n")
+	f.Add("root = 'r'\n")
+	f.Add("root = '/r\x00'\n")
+	f.Add("free_min_mib = 9223372036854775807\n")
+	f.Add("free_min_mib = -1\ningest_hours = -9223372036854775808\n")
+	f.Add("ingest_hours = 1e3\nsharing = 'Shared'\n")
+	f.Add("[root]\nx = 1\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		c := Default()
+		if toml.Unmarshal([]byte(text), &c) != nil || c.Check() != nil {
+			return
+		}
+		if !filepath.IsAbs(c.Root) || strings.Contains(c.Root, "\x00") || c.freeMin() < freeMinLeast<<20 || c.ingestAge() < time.Hour || c.Sharing.Check() != nil {
+			t.Errorf("%q passes as %+v", text, c)
 		}
 	})
 }

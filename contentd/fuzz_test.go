@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/content/contentrpc"
@@ -66,7 +67,8 @@ func TestRandomWritesAreAnsweredAlike(t *testing.T) {
 	}
 	for _, want := range []string{
 		"COMMIT: <nil>", "COMMIT: failed precondition", "COMMIT: not found", "WRITE: <nil>", "WRITE: out of range",
-		"WRITE: invalid argument", "STAT: <nil>", "STAT: already exists", "Abort: <nil>", "Delete: <nil>", "the end",
+		"WRITE: invalid argument", "STAT: <nil>", "STAT: already exists", "Abort: <nil>", "Delete: <nil>",
+		"Status: <nil>", "the end",
 	} {
 		if answers[want] == 0 {
 			t.Errorf("no answer was %q, of %v", want, answers)
@@ -174,8 +176,7 @@ func (d *dialog) run(t *testing.T) {
 			_, err := d.c.Abort(ctx, &api.AbortRequest{Ref: ref})
 			d.say("Abort", err)
 		case 7:
-			_, err := d.c.Delete(ctx, &api.DeleteContentRequest{Digest: d.digest(step[2]).String()})
-			d.say("Delete", err)
+			d.ask(ctx, ref, step)
 		}
 	}
 }
@@ -203,6 +204,60 @@ func (d *dialog) digest(b byte) digest.Digest {
 		return digest.SHA512.FromString(d.name)
 	}
 	return ""
+}
+
+// ask does what needs no stream that stays.
+func (d *dialog) ask(ctx context.Context, ref string, step [4]byte) {
+	of := d.digest(step[2]).String()
+	switch step[0] / 8 % 8 {
+	case 0, 1:
+		_, err := d.c.Delete(ctx, &api.DeleteContentRequest{Digest: of})
+		d.say("Delete", err)
+	case 2:
+		labels := map[string]string{"a": fmt.Sprint(step[3] % 3), "b": strings.Repeat("v", int(step[3])*17)}
+		mask := []*fieldmaskpb.FieldMask{nil, {Paths: []string{"labels"}}, {Paths: []string{"labels.a"}}, {Paths: []string{"size"}}}[step[3]/3%4]
+		resp, err := d.c.Update(ctx, &api.UpdateRequest{Info: &api.Info{Digest: of, Labels: labels}, UpdateMask: mask})
+		d.say("Update", err)
+		d.tell(resp.GetInfo())
+	case 3:
+		resp, err := d.c.Info(ctx, &api.InfoRequest{Digest: of})
+		d.say("Info", err)
+		d.tell(resp.GetInfo())
+	case 4:
+		stream, err := d.c.List(ctx, &api.ListContentRequest{Filters: [][]string{nil, {"labels.a==1"}, {"size==0", "digest~=^sha512"}, {"labels.b,"}}[step[3]%4]})
+		for err == nil {
+			var resp *api.ListContentResponse
+			resp, err = stream.Recv()
+			for _, i := range resp.GetInfo() {
+				d.tell(i)
+			}
+		}
+		d.say("List", err)
+	case 5:
+		resp, err := d.c.Status(ctx, &api.StatusRequest{Ref: ref})
+		d.say("Status", err)
+		fmt.Fprintf(&d.said, "  %s offset %d total %d expected %s\n", resp.GetStatus().GetRef(), resp.GetStatus().GetOffset(), resp.GetStatus().GetTotal(), resp.GetStatus().GetExpected())
+	case 6:
+		resp, err := d.c.ListStatuses(ctx, &api.ListStatusesRequest{Filters: [][]string{nil, {"ref==r0"}, {"ref~=/r/"}, {"=="}}[step[3]%4]})
+		d.say("ListStatuses", err)
+		for _, st := range resp.GetStatuses() {
+			fmt.Fprintf(&d.said, "  %s offset %d total %d expected %s\n", st.Ref, st.Offset, st.Total, st.Expected)
+		}
+	case 7:
+		stream, err := d.c.Read(ctx, &api.ReadContentRequest{Digest: of, Offset: int64(int8(step[1])), Size: int64(int8(step[3]))})
+		var got []byte
+		for err == nil {
+			var resp *api.ReadContentResponse
+			resp, err = stream.Recv()
+			got = append(got, resp.GetData()...)
+		}
+		d.say("Read", err)
+		fmt.Fprintf(&d.said, "  %q\n", got)
+	}
+}
+
+func (d *dialog) tell(i *api.Info) {
+	fmt.Fprintf(&d.said, "  %s size %d labels %.99v\n", i.GetDigest(), i.GetSize(), i.GetLabels())
 }
 
 // write sends one message, the first of a stream or a later one.
