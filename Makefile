@@ -4,6 +4,7 @@ DAEMONS := contentd snapshotd imaged taskd eventbus gatewayd
 PREFIX  ?= /usr/local
 LINT    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZ    ?= 30s
+FUZZED  ?= .
 KILLS   ?= 500
 DEPS    ?= runc debootstrap umoci
 LOUDLY  := [ "$$(id -u)" = 0 ] || printf '\n*** NOT ROOT: what mounts, runs containers or starts the suite is not tested. Run make test as root. ***\n\n' >&2
@@ -36,9 +37,9 @@ lint:                    ## vet and the linter
 	.build/golangci-lint run ./...
 law:                     ## the import law and the house rules
 	go test -count=1 ./services
-fuzz:                    ## every fuzz target for FUZZ=30s
-	@git grep -ho '^func Fuzz[A-Za-z0-9]*' -- ':!conformance' | cut -c6- | sort -u | while read -r f; do \
-		go test -run='^$$' -fuzz="^$$f$$" -fuzztime=$(FUZZ) "./$$(dirname "$$(git grep -l "^func $$f(" | head -1)")" || exit 1; done
+fuzz:                    ## every fuzz target below FUZZED, for FUZZ=30s or FUZZ=2000x
+	@git grep -o '^func Fuzz[A-Za-z0-9]*' -- $(FUZZED) ':!conformance' | sed 's|/[^/]*:func | |' | while read -r dir f; do \
+		go test -run='^$$' -fuzz="^$$f$$" -fuzztime=$(FUZZ) -fuzzminimizetime=10x "./$$dir" || exit 1; done
 crash:                   ## the tests that kill and cut the power, twenty times
 	go test -count=20 -run 'PowerLoss|Crash|Kill' ./...
 kills:                   ## contentd is killed KILLS=500 times under its clients
