@@ -256,9 +256,9 @@ const sweepRoom = 128 << 10
 // an order in which every prefix is safe, so that a crash between two
 // transactions is.
 func (s *Store) sweepDead(ctx context.Context, dead []gc.Node) (done, removed int, err error) {
-	var files []string
+	var left []leftover
 	err = s.db.Release(ctx, func(tx *kv.Tx) error {
-		done, removed, files = 0, 0, nil
+		done, removed, left = 0, 0, nil
 		for room := sweepRoom; done < len(dead); done++ {
 			n := dead[done]
 			o, err := s.readOne(tx, n)
@@ -272,20 +272,19 @@ func (s *Store) sweepDead(ctx context.Context, dead []gc.Node) (done, removed in
 			if err != nil || !all {
 				return err
 			}
-			file, err := s.dropObject(tx, o)
+			rest, err := s.dropObject(tx, o)
 			if err != nil {
 				return err
 			}
-			if removed++; file != "" {
-				files = append(files, file)
-			}
+			left = append(left, rest)
+			removed++
 		}
 		return nil
 	})
 	if err != nil {
 		return 0, 0, err
 	}
-	s.leaveFiles(files)
+	s.leave(left)
 	return done, removed, nil
 }
 
@@ -307,42 +306,57 @@ func dropRows(tx *kv.Tx, o gc.Object, room *int) (all bool, err error) {
 	return *room >= 0, nil
 }
 
-// dropObject removes the record of a dead object, and returns the file that is
-// left of an ingest. Nobody is told: see [gc.Owner].
-func (s *Store) dropObject(tx *kv.Tx, o gc.Object) (file string, err error) {
-	if o.Type == lease.TypeIngests {
-		file, _, err = (&scoped{s, namespace.Scope{Name: o.Namespace}}).forget(tx, o.ID)
-		return file, err
-	}
-	d := digest.Digest(o.ID)
-	if err := errors.Join(tx.Delete(blobKey(o.Namespace, d)), tx.Delete(haveKey(d, o.Namespace))); err != nil {
-		return "", err
-	}
-	return "", s.trash(tx, d, o.Size)
+// A leftover is what a dead object leaves on the disk: the note of a blob's file
+// that says whose it is, and the file of an ingest.
+type leftover struct {
+	namespace string
+	digest    digest.Digest // of a blob
+	file      string        // of an ingest
 }
 
-// leaveFiles leaves files of ingest/ that have no record to Collect, and what a
-// crash leaves of them to the next Open.
-func (s *Store) leaveFiles(names []string) {
+// dropObject removes the record of a dead object. Nobody is told: see
+// [gc.Owner].
+func (s *Store) dropObject(tx *kv.Tx, o gc.Object) (leftover, error) {
+	left := leftover{namespace: o.Namespace}
+	if o.Type == lease.TypeIngests {
+		file, _, err := (&scoped{s, namespace.Scope{Name: o.Namespace}}).forget(tx, o.ID)
+		left.file = file
+		return left, err
+	}
+	d := digest.Digest(o.ID)
+	left.digest = d
+	return left, errors.Join(
+		tx.Delete(blobKey(o.Namespace, d)),
+		tx.Delete(haveKey(d, o.Namespace)),
+		s.trash(tx, d, o.Size),
+	)
+}
+
+// leave leaves the rest to Collect, and what a crash leaves of files of ingests
+// to the next Open: it wants locks of digests, and who has one may wait for
+// writers to be let in.
+func (s *Store) leave(left []leftover) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.left = append(s.left, names...); len(names) > 0 {
+	if s.left = append(s.left, left...); len(left) > 0 {
 		s.ring()
 	}
 }
 
-// sweepLeft removes what Sweep left of ingests.
+// sweepLeft removes what Sweep left.
 func (s *Store) sweepLeft() error {
 	s.mu.Lock()
-	names := s.left
+	left := s.left
 	s.left = nil
 	s.mu.Unlock()
 	var failed error
-	var still []string
-	for _, name := range names {
-		if err := s.disk.Remove(s.ingestPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	var still []leftover
+	for _, l := range left {
+		if l.file == "" {
+			s.unannotate(l.digest, l.namespace)
+		} else if err := s.disk.Remove(s.ingestPath(l.file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed = errors.Join(failed, err)
-			still = append(still, name)
+			still = append(still, l)
 		}
 	}
 	s.mu.Lock()

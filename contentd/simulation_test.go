@@ -56,7 +56,7 @@ func TestNothingThatIsReferredToGoes(t *testing.T) {
 func simulate(t *testing.T, seed uint64) {
 	w := &world{
 		T: t, rnd: rand.New(rand.NewPCG(seed, 0)), cfg: testConfig(t), model: newSimModel(),
-		now: 1 << 50, writers: map[int]*simWriter{},
+		now: 1 << 50, writers: map[int]*simWriter{}, left: map[int]map[lease.Ref]bool{},
 	}
 	defer os.RemoveAll(w.cfg.Root)
 	defer func() {
@@ -91,6 +91,7 @@ type world struct {
 	memory  *gctest.Memory
 	model   simModel
 	writers map[int]*simWriter
+	left    map[int]map[lease.Ref]bool // ingests that were left, and the leases they joined
 
 	c       *gctest.Coordinator
 	program []func(context.Context) error // of the cycle that goes on
@@ -105,7 +106,8 @@ type world struct {
 
 type simWriter struct {
 	content.Writer
-	scope namespace.Scope
+	lease   lease.Ref   // when it was opened
+	dropped []lease.Ref // since
 }
 
 func (w *world) clock() gc.Instant { return w.now }
@@ -314,6 +316,9 @@ func (w *world) unlease() {
 		return
 	}
 	w.must("DropMembers", w.store.DropMembers(w.Context(), "one", l))
+	for _, sw := range w.writers {
+		sw.dropped = append(sw.dropped, l)
+	}
 	for k, members := range w.model.members {
 		if k%2 == 0 {
 			delete(members, l)
@@ -335,34 +340,56 @@ func (w *world) open(ctx context.Context, held bool, k int) {
 	if k%2 == 1 || w.writers[k] != nil {
 		return
 	}
-	if held {
-		_, err := w.store.In(one).Writer(ctx, content.WriterOptions{Ref: fmt.Sprintf("w%d", k)})
+	ref := content.WriterOptions{Ref: fmt.Sprintf("w%d", k)}
+	if held && w.left[k] != nil {
+		// What is resumed is an object.
+		_, err := w.store.In(one).Writer(ctx, ref)
 		w.refused("Writer", err)
 		return
 	}
 	scope := w.scope()
 	// It lives as long as the writer.
-	opened, err := w.store.In(scope).Writer(w.Context(), content.WriterOptions{Ref: fmt.Sprintf("w%d", k)})
+	opened, err := w.store.In(scope).Writer(w.Context(), ref)
 	w.say("open %d in lease %q: %v", k, scope.Lease, err)
 	w.must("Writer", err)
-	w.writers[k] = &simWriter{opened, scope}
+	w.writers[k] = &simWriter{Writer: opened, lease: w.model.live[scope.Lease]}
 }
 
+// finish ends a writer: it commits, or leaves an ingest.
 func (w *world) finish(k int) {
 	sw := w.writers[k]
 	if sw == nil || w.now < w.held[0] {
 		return
 	}
 	delete(w.writers, k)
-	b := bytesOf("one", k)
-	_, err := sw.Write(b)
+	b, ref := bytesOf("one", k), fmt.Sprintf("w%d", k)
+	st, err := sw.Status(w.Context())
+	w.must("Status", err)
+	if w.rnd.IntN(2) == 0 {
+		_, err := sw.Write(b[st.Offset:min(int(st.Offset)+2, len(b))])
+		w.must("Write", err)
+		w.must("Close", sw.Close())
+		w.say("leave %d in lease %v", k, sw.lease)
+		if w.left[k] == nil {
+			w.left[k] = map[lease.Ref]bool{}
+		}
+		if sw.lease.ID != "" {
+			w.left[k][sw.lease] = true
+		}
+		for _, l := range sw.dropped {
+			delete(w.left[k], l)
+		}
+		return
+	}
+	_, err = sw.Write(b[st.Offset:])
 	w.must("Write", err)
 	o, labels := w.model.pick(w.rnd, k, w.name)
 	err = sw.Commit(w.Context(), int64(len(b)), "", labels)
-	w.say("commit %d in lease %q: %v", k, sw.scope.Lease, err)
-	l, alive := w.model.live[sw.scope.Lease]
-	if sw.scope.Lease != "" && !alive && errors.Is(err, errdefs.ErrNotFound) {
-		w.must("Abort", w.store.In(one).Abort(w.Context(), fmt.Sprintf("w%d", k)))
+	w.say("commit %d in lease %v: %v", k, sw.lease, err)
+	delete(w.left, k)
+	l, alive := w.model.live[sw.lease.ID]
+	if sw.lease.ID != "" && !alive && errors.Is(err, errdefs.ErrNotFound) {
+		w.must("Abort", w.store.In(one).Abort(w.Context(), ref))
 		return
 	}
 	if !errors.Is(err, errdefs.ErrAlreadyExists) {
@@ -371,6 +398,27 @@ func (w *world) finish(k int) {
 	w.model.made(k, o)
 	if alive {
 		w.model.joined(k, l)
+	}
+}
+
+// checkLeft wants every ingest that was left and is in no lease, or in one that
+// lives.
+func (w *world) checkLeft() {
+	for k, leases := range w.left {
+		if w.writers[k] != nil {
+			continue
+		}
+		_, err := w.store.In(one).Status(w.Context(), fmt.Sprintf("w%d", k))
+		switch {
+		case err == nil:
+		case !errors.Is(err, errdefs.ErrNotFound):
+			w.must("Status", err)
+		case len(leases) == 0 || slices.ContainsFunc(slices.Collect(maps.Keys(leases)), w.model.lives):
+			w.Errorf("the ingest of %d is gone: it is in leases %v", k, leases)
+		default:
+			w.say("the ingest of %d was collected", k)
+			delete(w.left, k)
+		}
 	}
 }
 
@@ -403,6 +451,7 @@ func (w *world) check() {
 			w.model.collected(k)
 		}
 	}
+	w.checkLeft()
 	if from, to := w.model.lacking(); from >= 0 {
 		w.Errorf("%d is there, and lacks %d, which was collected", from, to)
 	}
@@ -454,16 +503,12 @@ func (w *world) cycle() (program []func(context.Context) error) {
 // quiet lets nobody but the coordinator at work.
 func (w *world) quiet() {
 	w.calm = true
-	for k, sw := range w.writers {
-		w.now = w.now.Add(gc.HoldMax) // its end may be held
-		w.must("Close", sw.Close())
-		delete(w.writers, k)
-	}
 	w.now = w.now.Add(gc.HoldMax)
-	all, err := w.store.In(one).ListStatuses(w.Context())
-	w.must("ListStatuses", err)
-	for _, st := range all {
-		w.must("Abort", w.store.In(one).Abort(w.Context(), st.Ref))
+	for k, sw := range w.writers {
+		w.must("Close", sw.Close())
+		w.must("Abort", w.store.In(one).Abort(w.Context(), fmt.Sprintf("w%d", k)))
+		delete(w.writers, k)
+		delete(w.left, k)
 	}
 	for range 2 {
 		_, err := w.c.Cycle(w.Context())
@@ -474,6 +519,11 @@ func (w *world) quiet() {
 	for k := range w.model.objects {
 		if !needed[k] {
 			w.Errorf("%d stays, and nobody needs it", k)
+		}
+	}
+	for k, leases := range w.left {
+		if len(leases) > 0 && !slices.ContainsFunc(slices.Collect(maps.Keys(leases)), w.model.lives) {
+			w.Errorf("the ingest of %d stays, in leases %v", k, leases)
 		}
 	}
 	w.store.sweep(w.Context())

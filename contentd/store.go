@@ -77,7 +77,7 @@ type Store struct {
 	writers map[held]*writer
 	pins    map[digest.Digest]int  // by writers that borrow
 	lost    map[digest.Digest]bool // have a record and no whole file
-	left    []string               // files of ingests that Sweep removed
+	left    []leftover             // of what Sweep removed
 }
 
 // held is a ref that has a writer.
