@@ -103,3 +103,34 @@ func TestBackupsAreMadeWhenSomethingChanged(t *testing.T) {
 		t.Errorf("at the end no backup was made: %v", last)
 	}
 }
+
+// TestRestoreWhileWritersWrite: what was acknowledged before the restore and
+// after it is there, and nothing else happens to a writer but that its ingest is
+// gone.
+func TestRestoreWhileWritersWrite(t *testing.T) {
+	s := openStore(t, testConfig(t), nil)
+	put(t, s, one, body)
+	var b bytes.Buffer
+	must(t, s.Backup(t.Context(), &b))
+	c := startCrowd(t, s)
+	defer c.wg.Wait()
+	defer c.stop()
+	for range 3 {
+		before, _, _ := c.counts()
+		eventually(t, "blobs are written", func() bool { n, _, _ := c.counts(); return n > before+10 })
+		if _, err := s.Restore(t.Context(), bytes.NewReader(b.Bytes())); err != nil {
+			t.Errorf("Restore: %v", err)
+		}
+	}
+	c.stop()
+	c.wg.Wait()
+	if n, _, err := c.counts(); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("after %d blobs: %v", n, err)
+	}
+	c.check(t, s)
+	for _, f := range findings(t, s, fsck.Options{Deep: true}) {
+		if f.Severity == fsck.Loss {
+			t.Errorf("%+v", f)
+		}
+	}
+}

@@ -235,6 +235,9 @@ func (s *Store) remake(tx *kv.Tx, d digest.Digest, size int64, notes map[string]
 	if err != nil {
 		return 0, 0, err
 	}
+	if known, err := sizeOf(tx, d); err == nil && !trashed && known != size {
+		return 0, 0, nil // it is not whole
+	}
 	if len(notes) == 0 && !trashed && !had(tx, d) {
 		notes, nobodys = map[string]note{s.cfg.Recovered: {}}, 1
 	}
@@ -263,46 +266,49 @@ func (s *Store) remake(tx *kv.Tx, d digest.Digest, size int64, notes map[string]
 	return made - nobodys, nobodys, nil
 }
 
-// dropRecords removes the records of blobs without a whole file, and those of
-// trash without one.
+// dropRecords removes the records of blobs, and of trash, without a file. One
+// whose file has another size stays, and counts as absent. Writers may be at
+// work: each is looked at again under its lock.
 func (s *Store) dropRecords(ctx context.Context, files map[digest.Digest]int64) (int, error) {
-	var keys [][]byte
-	gone := 0
-	look := func(family string, part int) error {
-		return s.eachBatch(kv.Key(family, ""), ctx.Err, func(tx *kv.Tx, key, value []byte) error {
-			d := digestAt(key, part)
-			size, there := files[d]
-			if family == "have" && there {
-				want, err := readHave(value)
-				there = err == nil && want == size
-			}
-			if there {
-				return nil
-			}
-			keys = append(keys, key)
-			if family == "have" {
-				gone++
-				if p := kv.Parts(key); len(p) == 3 {
-					keys = append(keys, blobKey(p[2], d))
-				}
+	suspects := make(map[digest.Digest]bool)
+	look := func(family string) error {
+		return s.eachBatch(kv.Key(family, ""), ctx.Err, func(_ *kv.Tx, key, _ []byte) error {
+			d := digestAt(key, 1)
+			if _, there := files[d]; !there && content.CheckDigest(d) == nil {
+				suspects[d] = true
 			}
 			return nil
 		})
 	}
-	if err := errors.Join(look("have", 1), look("trash", 1)); err != nil {
+	if err := errors.Join(look("have"), look("trash")); err != nil {
 		return 0, err
 	}
-	for batch := range slices.Chunk(keys, 2*rebuildBatch) {
-		if err := s.db.Update(ctx, func(tx *kv.Tx) error {
-			for _, key := range batch {
-				if err := tx.Delete(key); err != nil {
-					return err
-				}
-			}
-			return nil
-		}); err != nil {
-			return 0, err
+	gone := 0
+	for d := range suspects {
+		n, err := s.dropRecord(ctx, d)
+		if err != nil {
+			return gone, err
 		}
+		gone += n
 	}
 	return gone, nil
+}
+
+// dropRecord returns how many namespaces had a record of a blob whose bytes are
+// gone.
+func (s *Store) dropRecord(ctx context.Context, d digest.Digest) (gone int, err error) {
+	defer s.lock(d)()
+	if _, err := os.Lstat(s.path(d)); !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	err = s.db.Release(ctx, func(tx *kv.Tx) error {
+		gone = 0
+		err := tx.Delete(trashKey(d))
+		for key := range tx.Scan(kv.Key("have", d.String(), ""), nil) {
+			gone++
+			err = errors.Join(err, tx.Delete(key), tx.Delete(blobKey(kv.Parts(key)[2], d)))
+		}
+		return err
+	})
+	return gone, err
 }

@@ -24,11 +24,13 @@
 // Open reads every table within bounds before Badger maps it, compares the rows
 // with the ledger, which every commit rewrites, and the ledger with the witness:
 // what is missing, damaged or older than it was is [errdefs.ErrDataLoss], and
-// nothing ends the process. It cannot be told that the last commits are missing
-// if the power was lost before the witness, which is not synced, was on the
-// disk, and the damage is where they were; nor if the whole directory is an
-// older copy. Of a table that is damaged while it is in use Badger says that its
-// rows are not there; Verify, and every backup, find that.
+// nothing ends the process. A log may end in one transaction that is not whole,
+// whose commit never returned. That it did return can be told only by the
+// witness, which is not synced: after a loss of power, damage to the very last
+// transaction, or the loss of a whole log with nothing behind it, may go
+// unnoticed; so may a directory that is, as a whole, an older copy. Of a table
+// that is damaged while it is in use Badger says that its rows are not there;
+// Verify, and every backup, find that.
 //
 // # Group commit
 //

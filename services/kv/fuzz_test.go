@@ -79,3 +79,41 @@ func FuzzTable(f *testing.F) {
 		}
 	})
 }
+
+// FuzzLog reads what may be in a log.
+func FuzzLog(f *testing.F) {
+	o := Options{Dir: filepath.Join(f.TempDir(), "db"), Owner: "contentd", Schema: 1}
+	db, err := Open(o)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, key := range []string{"a", "b", "c"} {
+		if err := db.Update(f.Context(), func(tx *Tx) error { return tx.Put([]byte(key), []byte("value")) }); err != nil {
+			f.Fatal(err)
+		}
+	}
+	logs, err := filepath.Glob(filepath.Join(o.Dir, "*.mem"))
+	if err != nil || len(logs) == 0 {
+		f.Fatal("there is no log", err)
+	}
+	for _, name := range logs {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		if err := checkLog(b); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(bytes.TrimRight(b, "\x00"))
+	}
+	if err := db.Close(); err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte{})
+	f.Add(bytes.Repeat([]byte("\xff"), 100))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := checkLog(b); err != nil && !errdefs.IsDataLoss(err) {
+			t.Errorf("checkLog: %v", err)
+		}
+	})
+}

@@ -18,7 +18,7 @@ import (
 // checkFiles reads what Badger is going to map into memory, with bounds: there,
 // a length that is wrong ends the process, in a goroutine that is not ours.
 func checkFiles(o *Options) error {
-	if err := checkRegistry(o.Dir); err != nil {
+	if err := errors.Join(checkRegistry(o.Dir), checkLogs(o.Dir)); err != nil {
 		return err
 	}
 	f, err := os.Open(filepath.Join(o.Dir, "MANIFEST"))
