@@ -64,6 +64,7 @@ func Serve(ctx context.Context, s Serving, work ...func(context.Context) error) 
 		work = append(work, s.metrics(lis))
 	}
 
+	work = append(work, rest)
 	workCtx, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	running := len(work) + len(s.Listeners)
