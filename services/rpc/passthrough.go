@@ -12,9 +12,6 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
-	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/encoding/proto"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -34,7 +31,6 @@ type Backend struct {
 // for it. A call is held for it as long as hold, or until its deadline.
 func DialBackend(name, socket string, hold time.Duration, o ...grpc.DialOption) (*Backend, error) {
 	conn, err := grpc.NewClient(target, append(append(dialOptions(socket),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})),
 		grpc.WithIdleTimeout(0),
 	), o...)...)
 	if err != nil {
@@ -100,7 +96,6 @@ func PassThrough(route func(service string) *Backend, away func(daemon, method s
 	p := passThrough{route: route, away: away}
 	return []grpc.ServerOption{
 		grpc.UnknownServiceHandler(p.handle),
-		grpc.ForceServerCodecV2(rawCodec{encoding.GetCodecV2(proto.Name)}),
 	}
 }
 
@@ -199,29 +194,3 @@ func down(ss grpc.ServerStream, cs grpc.ClientStream) error {
 		}
 	}
 }
-
-// A frame is a message nobody has looked into.
-type frame struct{ data mem.BufferSlice }
-
-// rawCodec passes frames as they are; other messages are for the codec that it
-// stands before.
-type rawCodec struct{ encoding.CodecV2 }
-
-func (c rawCodec) Marshal(v any) (mem.BufferSlice, error) {
-	if m, ok := v.(*frame); ok {
-		return m.data, nil // with the reference that Unmarshal took
-	}
-	return c.CodecV2.Marshal(v)
-}
-
-func (c rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	if m, ok := v.(*frame); ok {
-		data.Ref()
-		m.data = data
-		return nil
-	}
-	return c.CodecV2.Unmarshal(data, v)
-}
-
-// Name says protobuf: that is what the bytes are.
-func (rawCodec) Name() string { return proto.Name }

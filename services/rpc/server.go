@@ -71,6 +71,7 @@ func NewServer(daemon string, log *slog.Logger, o ...grpc.ServerOption) *Server 
 		grpc.MaxSendMsgSize(MessageMax),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Minute, Timeout: time.Minute}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.WriteBufferSize(buffer),

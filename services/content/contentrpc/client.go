@@ -156,14 +156,15 @@ func (r *reader) read(p []byte, off int64) (int, error) {
 	}
 	n := 0
 	for n < len(p) {
-		m, err := stream.Recv()
+		m := readInto{to: p[n:]}
+		err := stream.RecvMsg(&m)
 		if errors.Is(err, io.EOF) {
 			return n, io.ErrUnexpectedEOF
 		}
 		if err != nil {
 			return n, err
 		}
-		n += copy(p[n:], m.Data)
+		n += m.n + copy(m.to, m.Data)
 	}
 	return n, nil
 }

@@ -18,41 +18,50 @@ const (
 // A ration is what the streams of a server share.
 type ration struct {
 	turns chan struct{}
-	large sync.Pool // of *[]byte
-	small sync.Pool // of *[]byte
+	large pool
+	small pool
 }
 
 func newRation() *ration {
-	return &ration{
-		turns: make(chan struct{}, largeMax),
-		large: sync.Pool{New: func() any { b := make([]byte, large); return &b }},
-		small: sync.Pool{New: func() any { b := make([]byte, small); return &b }},
-	}
+	return &ration{turns: make(chan struct{}, largeMax), large: pool{size: large}, small: pool{size: small}}
 }
+
+// A pool is a [mem.BufferPool] of buffers of one size.
+type pool struct {
+	size int
+	free sync.Pool // of *[]byte
+}
+
+// Get implements [mem.BufferPool], for as many bytes as it has.
+func (p *pool) Get(length int) *[]byte {
+	b, ok := p.free.Get().(*[]byte)
+	if !ok {
+		made := make([]byte, p.size)
+		b = &made
+	}
+	*b = (*b)[:min(length, p.size)]
+	return b
+}
+
+// Put implements [mem.BufferPool].
+func (p *pool) Put(b *[]byte) { p.free.Put(b) }
 
 // A share is one stream's.
 type share struct {
-	of     *ration
-	turn   bool
-	pool   *sync.Pool // of buffer
-	buffer *[]byte
+	of   *ration
+	turn bool
 }
 
 func (r *ration) share() *share { return &share{of: r} }
 
-// next is a buffer for the next message of a stream that has sent some bytes and
-// has others left. The one before is not used any more.
-func (s *share) next(sent, left int64) []byte {
-	pool := &s.of.small
+// next is the pool of the next message of a stream that has sent some bytes and
+// has others left, and how many of them it takes.
+func (s *share) next(sent, left int64) (*pool, int) {
+	p := &s.of.small
 	if sent > window && left > window+large && s.mayLarge() {
-		pool = &s.of.large
+		p = &s.of.large
 	}
-	if s.pool != pool {
-		s.put()
-		s.pool, s.buffer = pool, pool.Get().(*[]byte)
-	}
-	b := *s.buffer
-	return b[:min(left, int64(len(b)))]
+	return p, int(min(left, int64(p.size)))
 }
 
 func (s *share) mayLarge() bool {
@@ -67,16 +76,8 @@ func (s *share) mayLarge() bool {
 	return s.turn
 }
 
-func (s *share) put() {
-	if s.pool != nil {
-		s.pool.Put(s.buffer)
-		s.pool, s.buffer = nil, nil
-	}
-}
-
 // end is called when the stream is over.
 func (s *share) end() {
-	s.put()
 	if s.turn {
 		<-s.of.turns
 	}

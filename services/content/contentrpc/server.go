@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -132,14 +133,16 @@ func (s *server) Read(req *api.ReadContentRequest, stream api.Content_ReadServer
 	share := s.ration.share()
 	defer share.end()
 	for sent := int64(0); sent < size; {
-		p := share.next(sent, size-sent)
-		if n, err := r.ReadAt(p, from+sent); n < len(p) {
+		pool, want := share.next(sent, size-sent)
+		p := pool.Get(want)
+		if n, err := r.ReadAt(*p, from+sent); n < want {
+			pool.Put(p)
 			return readError(req.Digest, err)
 		}
-		if err := stream.Send(&api.ReadContentResponse{Offset: sent, Data: p}); err != nil {
+		if err := stream.SendMsg(newReadResponse(sent, mem.NewBuffer(p, pool))); err != nil {
 			return err
 		}
-		sent += int64(len(p))
+		sent += int64(want)
 	}
 	return nil
 }
@@ -198,8 +201,9 @@ func (s *server) Write(stream api.Content_WriteServer) (err error) {
 	if err != nil {
 		return err
 	}
-	req, err := stream.Recv()
-	if err != nil {
+	req := new(writeRequest)
+	defer req.free()
+	if err := stream.RecvMsg(req); err != nil {
 		return end(err)
 	}
 	if req.Ref == "" {
@@ -221,13 +225,13 @@ func (s *server) Write(stream api.Content_WriteServer) (err error) {
 	}()
 	in := &writing{store: store, w: w}
 	for {
-		if err := in.answer(stream.Context(), req); err != nil {
+		if err := in.answer(stream.Context(), &req.WriteContentRequest); err != nil {
 			return err
 		}
 		if err := stream.Send(&in.resp); err != nil || req.Action == api.WriteAction_COMMIT {
 			return err
 		}
-		if req, err = stream.Recv(); err != nil {
+		if err := stream.RecvMsg(req); err != nil {
 			return end(err)
 		}
 	}
