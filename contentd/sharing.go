@@ -2,6 +2,7 @@ package contentd
 
 import (
 	"context"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -22,10 +23,8 @@ func (c *scoped) mayBorrow(ctx context.Context, d digest.Digest) (bool, error) {
 	}); err != nil {
 		return false, err
 	}
-	for _, ns := range holders {
-		if ns == c.scope.Name {
-			return true, nil
-		}
+	if slices.Contains(holders, c.scope.Name) {
+		return true, nil
 	}
 	return content.Shareable(ctx, c.needs.Namespaces, holders...), nil
 }
