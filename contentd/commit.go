@@ -31,6 +31,9 @@ func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	w.fetch.Ending()
 	w.sum = w.Digest()
 	ended, err := w.commit(ctx, size, expected, labels)
+	if err == nil {
+		w.fetch.Landed()
+	}
 	if ended {
 		w.closeFile()
 		return err

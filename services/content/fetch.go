@@ -29,13 +29,7 @@ const (
 type Fetches struct {
 	// mu guards the fields below it, and those of every Fetch.
 	mu sync.Mutex
-	of map[digest.Digest]*wanted
-}
-
-// A wanted is a digest that is being fetched.
-type wanted struct {
-	by      []*Fetch      // whom others may wait for, the first first
-	changed chan struct{} // closed when by is another, or the digest may be there
+	of map[digest.Digest][]*Fetch // whom others may wait for, the first first
 }
 
 // A Fetch is a writer's. Its methods may be called on nil, and do nothing then.
@@ -52,9 +46,10 @@ type Fetch struct {
 	since   time.Time
 
 	// all.mu guards the fields below it.
-	offset int64
-	moved  time.Time // when offset was another
-	ending bool
+	changed chan struct{} // closed when those who wait are to look again
+	offset  int64
+	moved   time.Time // when offset was another
+	ending  bool
 }
 
 // Start returns when the caller, a writer in a namespace, is to bring the bytes
@@ -95,23 +90,17 @@ func (f *Fetches) Start(ctx context.Context, namespace string, o WriterOptions,
 func (f *Fetches) enter(me *Fetch) (first *Fetch, changed chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	d := me.options.Expected
-	w := f.of[d]
-	if w == nil {
-		w = &wanted{changed: make(chan struct{})}
-		if f.of == nil {
-			f.of = make(map[digest.Digest]*wanted)
-		}
-		f.of[d] = w
-	}
-	now := time.Now()
-	for _, other := range w.by {
+	d, now := me.options.Expected, time.Now()
+	for _, other := range f.of[d] {
 		if me.waitsFor(other, now) {
-			return other, w.changed
+			return other, other.changed
 		}
 	}
-	me.moved = now
-	w.by = append(w.by, me)
+	if f.of == nil {
+		f.of = make(map[digest.Digest][]*Fetch)
+	}
+	me.changed, me.moved = make(chan struct{}), now
+	f.of[d] = append(f.of[d], me)
 	return nil, nil
 }
 
@@ -200,17 +189,23 @@ func (f *Fetches) drop(fetch *Fetch) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	d := fetch.options.Expected
-	w := f.of[d]
-	if w == nil {
+	i := slices.Index(f.of[d], fetch)
+	if i < 0 {
 		return
 	}
-	if i := slices.Index(w.by, fetch); i >= 0 {
-		w.by = slices.Delete(w.by, i, i+1)
-	}
-	close(w.changed)
-	w.changed = make(chan struct{})
-	if len(w.by) == 0 {
+	close(fetch.changed)
+	if f.of[d] = slices.Delete(f.of[d], i, i+1); len(f.of[d]) == 0 {
 		delete(f.of, d)
+	}
+}
+
+// rouse has everybody look again who waits for a digest.
+func (f *Fetches) rouse(d digest.Digest) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, fetch := range f.of[d] {
+		close(fetch.changed)
+		fetch.changed = make(chan struct{})
 	}
 }
 
@@ -234,7 +229,14 @@ func (f *Fetch) Ending() {
 	f.ending = true
 }
 
-// End lets those who wait go on.
+// Landed says that the blob is there, whoever else is still waited for.
+func (f *Fetch) Landed() {
+	if f != nil {
+		f.all.rouse(f.options.Expected)
+	}
+}
+
+// End lets those who wait for it go on.
 func (f *Fetch) End() {
 	if f != nil {
 		f.all.drop(f)

@@ -92,6 +92,7 @@ func TestFetchesWaitForTheFirst(t *testing.T) {
 		pass(20 * time.Second) // the disk is slow
 		synctest.Wait()
 		h.there = true
+		f.Landed()
 		f.End()
 		for range 5 {
 			h.want("has after 24s")
@@ -156,6 +157,7 @@ func TestFetchThatStallsIsNotWaitedFor(t *testing.T) {
 				}
 				// The slow one may still be the one that has it.
 				h.there = true
+				f.Landed()
 				f.End()
 				h.want("has after " + c.after)
 				h.want("has after " + c.after)
@@ -231,5 +233,55 @@ func TestCallerThatGivesUpIsLetGo(t *testing.T) {
 		f.End()
 		h.first("a").End()
 		h.first("a").End()
+	})
+}
+
+// TestWhoeverLandsFirstIsSeenByAll: also where another is waited for.
+func TestWhoeverLandsFirstIsSeenByAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHall(t)
+		slow := h.first("a")
+		h.lends = func(namespace string) bool { return false }
+		fast := h.first("b")
+		h.lends = func(namespace string) bool { return namespace == "a" }
+		h.wait("c") // for the first of those whose blob it may have
+		h.wait("b")
+		pass(time.Second)
+		h.there = true
+		fast.Landed()
+		h.want("has after 1s")
+		h.want("has after 1s")
+		fast.End()
+		slow.End()
+	})
+}
+
+// TestOpeningAndClosingWakesNobody: a writer that comes and goes, as often as it
+// likes, has nobody look again but who waits for it.
+func TestOpeningAndClosingWakesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHall(t)
+		looks := 0
+		f := h.first("a")
+		go func() {
+			_, _ = h.fetches.Start(t.Context(), "a", wantedBytes, h.lends, func() (bool, error) {
+				looks++
+				return false, nil
+			})
+			h.ended <- "it"
+		}()
+		synctest.Wait()
+		other := wantedBytes
+		other.Total = 1
+		for range 1000 {
+			g, _ := h.start(t.Context(), "attacker", other)
+			g.End()
+			synctest.Wait()
+		}
+		if looks != 1 {
+			t.Errorf("%d looks, want 1", looks)
+		}
+		f.End()
+		h.want("it")
 	})
 }

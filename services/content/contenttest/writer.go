@@ -286,6 +286,7 @@ func (w *memoryWriter) Commit(ctx context.Context, size int64, expected digest.D
 		Digest: d, Size: int64(len(w.ingest.bytes)), CreatedAt: now, UpdatedAt: now, Labels: label.Clean(labels),
 	}
 	w.sum = d
+	w.fetch.Landed()
 	return w.join(ctx, l, contentOf(d))
 }
 
