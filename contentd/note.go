@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/label"
 	"github.com/gantryd/gantry/services/namespace"
 )
 
@@ -84,6 +85,9 @@ func notesOf(path string) map[string]note {
 		n, err := unix.Lgetxattr(path, name, value)
 		if err != nil || json.Unmarshal(value[:n], &v) != nil {
 			v = note{} // it has the blob all the same
+		}
+		if label.Check(v.Labels) != nil {
+			v.Labels = nil
 		}
 		notes[ns] = v
 	}

@@ -2,11 +2,13 @@ package contentd
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -326,6 +328,38 @@ func TestNotesOfManyLabelsDoNotFail(t *testing.T) {
 	}
 }
 
+// TestNotesAreForWhoIsNotRoot: an owner may not change the attributes of a file
+// that he may not write to.
+func TestNotesAreForWhoIsNotRoot(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: it becomes another user")
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "blob")
+	must(t, os.WriteFile(path, body, blobMode))
+	for _, name := range []string{filepath.Dir(dir), dir} {
+		must(t, os.Chmod(name, 0o755))
+	}
+	must(t, os.Chown(path, 1234, 1234))
+	// The user of a thread's file system: with it go root's powers over files.
+	runtime.LockOSThread()
+	_, err := unix.SetfsuidRetUid(1234)
+	must(t, err)
+	failed := errors.Join(
+		osDisk{}.SetNote(path, notePrefix+"one", []byte("{}")),
+		osDisk{}.SetNote(path, notePrefix+"two", []byte("{}")),
+		osDisk{}.RemoveNote(path, notePrefix+"one"),
+	)
+	_, err = unix.SetfsuidRetUid(0)
+	runtime.UnlockOSThread()
+	must(t, errors.Join(failed, err))
+	fi, err := os.Stat(path)
+	must(t, err)
+	if notes := notesOf(path); len(notes) != 1 || fi.Mode().Perm() != blobMode {
+		t.Errorf("notes %v, mode %v", notes, fi.Mode())
+	}
+}
+
 func TestHostileNotesAreIgnored(t *testing.T) {
 	l := newLibrary(t, false)
 	d := digest.FromString("blob 1")
@@ -333,6 +367,7 @@ func TestHostileNotesAreIgnored(t *testing.T) {
 	must(t, unix.Lsetxattr(path, notePrefix+"../../x", []byte("{}"), 0))
 	must(t, unix.Lsetxattr(path, notePrefix, []byte("{}"), 0))
 	must(t, unix.Lsetxattr(path, notePrefix+"three", []byte("{nonsense"), 0))
+	must(t, unix.Lsetxattr(path, notePrefix+"one", []byte(`{"c":1,"l":{"":"x"}}`), 0))
 	must(t, os.RemoveAll(l.db()))
 	s := openStore(t, l.cfg, nil)
 	l.check(t, s, "after it was rebuilt")
