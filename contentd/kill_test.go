@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -56,14 +57,24 @@ func TestKillLosesNothingAcknowledged(t *testing.T) {
 	var acked, seen atomic.Int64
 	var wg sync.WaitGroup
 	all := make([]*client, clients)
+	// Half of them have files where they can.
+	files := contentrpc.HandlesAt(d.files)
+	files.WriteMin = 1 << 10 // blobs are small here
+	defer files.Close()
+	stores := func(i int) content.Stores {
+		if i%2 == 0 {
+			return contentrpc.NewClient(conn)
+		}
+		return contentrpc.WithHandles(contentrpc.NewClient(conn), files)
+	}
 	for i := range all {
-		all[i] = newClient(contentrpc.NewClient(conn), i, seed, &acked)
+		all[i] = newClient(stores(i), i, seed, &acked)
 		wg.Go(func() { all[i].run(ctx) })
 	}
 	var rot atomic.Value // of error
 	for i := range readers {
 		wg.Go(func() {
-			if err := readOn(ctx, contentrpc.NewClient(conn), rand.New(rand.NewPCG(seed, uint64(1000+i))), &seen); err != nil {
+			if err := readOn(ctx, contentrpc.NewClient(conn), files, rand.New(rand.NewPCG(seed, uint64(1000+i))), &seen); err != nil {
 				rot.Store(err)
 			}
 		})
@@ -133,11 +144,12 @@ func reached(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// readOn reads blobs until ctx ends. Those that it can read are what they are
-// named.
-func readOn(ctx context.Context, stores content.Stores, rnd *rand.Rand, seen *atomic.Int64) error {
+// readOn reads blobs until ctx ends, from files as often as not. Those that it can
+// read are what they are named.
+func readOn(ctx context.Context, stores content.Stores, files *contentrpc.Handles, rnd *rand.Rand, seen *atomic.Int64) error {
 	for ctx.Err() == nil {
-		in := stores.In(scopeOf(rnd.IntN(clients)))
+		scope := scopeOf(rnd.IntN(clients))
+		in := stores.In(scope)
 		for info, err := range in.List(ctx) {
 			if err != nil {
 				break
@@ -145,13 +157,22 @@ func readOn(ctx context.Context, stores content.Stores, rnd *rand.Rand, seen *at
 			if rnd.IntN(10) > 0 {
 				continue
 			}
-			b, err := content.ReadAll(ctx, in, info.Digest, 64<<20)
+			var r readCloser
+			if rnd.IntN(2) == 0 {
+				r, err = in.Open(ctx, info.Digest)
+			} else {
+				r, err = files.Files(scope).OpenFile(ctx, info.Digest)
+			}
+			if err == nil {
+				wait(time.Duration(rnd.IntN(300)*rnd.IntN(2)) * time.Millisecond)
+				err = errors.Join(readWhole(r, info), r.Close())
+			}
 			switch {
-			case err == nil && int64(len(b)) == info.Size:
+			case err == nil:
 				seen.Add(1)
 			case ctx.Err() != nil, away(err), errors.Is(err, errdefs.ErrNotFound):
 			default:
-				return fmt.Errorf("%d bytes of %d: %w", len(b), info.Size, err)
+				return fmt.Errorf("blob %s: %w", info.Digest, err)
 			}
 		}
 		wait(time.Millisecond)
@@ -159,11 +180,30 @@ func readOn(ctx context.Context, stores content.Stores, rnd *rand.Rand, seen *at
 	return nil
 }
 
+type readCloser interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// readWhole reads a blob that was opened some time ago, since when contentd may
+// have been killed and the blob be gone.
+func readWhole(r io.ReaderAt, info content.Info) error {
+	b := make([]byte, info.Size)
+	if n, err := r.ReadAt(b, 0); n < len(b) {
+		return fmt.Errorf("%d bytes of %d: %w", n, len(b), err)
+	}
+	if d := info.Digest.Algorithm().FromBytes(b); d != info.Digest {
+		return fmt.Errorf("it is %s: %w", d, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
 // A real is contentd as it is installed, and where it is.
 type real struct {
-	program, config, root, socket string
-	child                         *exec.Cmd
-	said                          bytes.Buffer // by all of them
+	program, config, root string
+	socket, files         string
+	child                 *exec.Cmd
+	said                  bytes.Buffer // by all of them
 }
 
 // buildDaemon builds contentd, which ends with the test if not before.
@@ -173,7 +213,7 @@ func buildDaemon(t *testing.T) *real {
 	must(t, err)
 	d := &real{
 		program: filepath.Join(dir, "gantryd"), config: filepath.Join(dir, "config"),
-		root: filepath.Join(dir, "root"), socket: suite.Socket(dir, suite.Contentd),
+		root: filepath.Join(dir, "root"), socket: suite.Socket(dir, suite.Contentd), files: suite.BlobsSocket(dir),
 	}
 	t.Cleanup(func() {
 		if d.child != nil {
