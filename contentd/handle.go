@@ -49,6 +49,38 @@ func (c *scoped) OpenFile(ctx context.Context, d digest.Digest) (*os.File, error
 	return r.(*reader).f, nil
 }
 
+// OpenIngest implements [content.Files].
+func (c *scoped) OpenIngest(ctx context.Context, ref string) (*os.File, content.Status, error) {
+	st, err := c.Status(ctx, ref)
+	if err != nil {
+		return nil, st, err
+	}
+	name, err := c.fileOf(ref)
+	var f *os.File
+	if err == nil {
+		f, err = os.OpenFile(c.ingestPath(name), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	}
+	if errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("reference %s: %w", ref, errdefs.ErrNotFound) // committed or aborted since
+	}
+	return f, st, kind(err)
+}
+
+// fileOf returns the file of an ingest, which may have no record yet.
+func (c *scoped) fileOf(ref string) (string, error) {
+	if w := c.writerOf(ref); w != nil {
+		if _, ok := w.current(); ok {
+			return w.name, nil // which was there before it was current
+		}
+	}
+	var rec ingest
+	err := c.db.View(func(tx *kv.Tx) (err error) {
+		rec, err = getIngest(tx, ingestKey(c.scope.Name, ref))
+		return err
+	})
+	return rec.File, err
+}
+
 // FileWriter implements [content.Files].
 func (c *scoped) FileWriter(ctx context.Context, o content.WriterOptions) (content.FileWriter, error) {
 	if c.lendless != nil {
@@ -199,7 +231,7 @@ func (w *writer) catchUp(ctx context.Context) error {
 		return nil
 	}
 	if err := wholeFile(w.c.ingestPath(w.name)); err != nil {
-		return fmt.Errorf("ref %s: %w", w.options.Ref, err)
+		return w.stillWritten(err)
 	}
 	if err := hashOn(ctx, w.hash, w.file, w.hashed, w.status.Offset); err != nil {
 		w.hashed = 0
@@ -234,7 +266,7 @@ func (w *writer) reclaim(ctx context.Context, claim content.Claim) error {
 		return claim.Check(w.options.Ref, w.status.Offset, claim.Expected)
 	}
 	if err := wholeFile(path); err != nil {
-		return fmt.Errorf("ref %s: %w", w.options.Ref, err)
+		return w.stillWritten(err)
 	}
 	if claim.Expected != "" {
 		w.algorithm = claim.Expected.Algorithm()
@@ -264,9 +296,9 @@ func (w *writer) unclaimed(path string, err error) error {
 
 func (w *writer) stillWritten(err error) error {
 	if errors.Is(err, errWritable) {
-		return fmt.Errorf("ref %s: %v: %w", w.options.Ref, err, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("%v: %w", err, errdefs.ErrFailedPrecondition)
 	}
-	return kind(err)
+	return fmt.Errorf("ref %s: %w", w.options.Ref, kind(err))
 }
 
 // saveLent notes when an ingest was left whose file was lent. No hash is saved:

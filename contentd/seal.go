@@ -24,9 +24,10 @@ import (
 var errWritable = errors.New("somebody has the file open to write")
 
 // seal opens a file for reading and takes a lease on it. It is errWritable if
-// the kernel does not grant one.
+// the kernel does not grant one, or if somebody has a lease of his own, for whom
+// nobody waits.
 func seal(name string) (*os.File, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := openNow(name)
 	if err != nil {
 		return nil, err
 	}
@@ -38,6 +39,14 @@ func seal(name string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("lease: %w", err), f.Close())
 	}
 	return f, nil
+}
+
+func openNow(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, errWritable
+	}
+	return f, err
 }
 
 // sealed is errWritable if the lease of f is not held any more, or is being
@@ -81,7 +90,7 @@ func canSeal(dir string) error {
 // end. They would be bytes that nobody wrote, and could be more of them than
 // anybody can read.
 func wholeFile(name string) error {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := openNow(name)
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,13 @@ type Files interface {
 	// blob for as long as it is open, and is the caller's to close.
 	OpenFile(ctx context.Context, d digest.Digest) (*os.File, error)
 
+	// OpenIngest returns the file of an ingest, for reading only, and how far it
+	// is: [errdefs.ErrNotFound] as for Status. Somebody may be writing it. What is
+	// below the offset is there, and may be something else until a commit says
+	// what it is; who reads it meanwhile believes nothing. The file is the
+	// caller's to close.
+	OpenIngest(ctx context.Context, ref string) (*os.File, Status, error)
+
 	// FileWriter is [Ingests.Writer] for a caller that writes the file. Where
 	// the store could not be certain that nobody writes a file any more it is
 	// [errdefs.ErrNotImplemented].

@@ -47,7 +47,6 @@ const pauseMin, pauseMax = 5 * time.Millisecond, time.Second
 // answered. It closes lis.
 func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	t := &talks{server: s, users: make(map[uint32]int), open: make(map[*Conn]bool)}
-	defer t.wait()
 	talking, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	defer context.AfterFunc(ctx, func() { lis.Close() })()
@@ -83,12 +82,9 @@ type talks struct {
 
 	// mu guards the fields below it.
 	mu       sync.Mutex
-	users    map[uint32]int // connections by user
-	open     map[*Conn]bool
-	draining bool
+	users map[uint32]int // connections by user
+	open  map[*Conn]bool
 }
-
-func (t *talks) wait() { t.all.Wait() }
 
 // begin talks to c if it may and there is room.
 func (t *talks) begin(ctx context.Context, c net.Conn) {

@@ -36,6 +36,21 @@ func (r remoteFiles) OpenFile(ctx context.Context, d digest.Digest) (*os.File, e
 	return f, orUnavailable(err)
 }
 
+// OpenIngest implements [content.Files].
+func (r remoteFiles) OpenIngest(ctx context.Context, ref string) (*os.File, content.Status, error) {
+	c, resp, f, err := r.h.begin(ctx, r.scope, &contentv1.Request{
+		Action: &contentv1.Request_OpenIngest{OpenIngest: &contentv1.OpenIngestRequest{Ref: ref}},
+	}, askTime)
+	if err != nil {
+		return nil, content.Status{}, orUnavailable(err)
+	}
+	r.h.keep(c)
+	if f == nil {
+		return nil, content.Status{}, fmt.Errorf("ingest %s came without its file: %w", ref, errdefs.ErrInternal)
+	}
+	return f, fromHandleStatus(ref, resp.Status), nil
+}
+
 // FileWriter implements [content.Files].
 func (r remoteFiles) FileWriter(ctx context.Context, o content.WriterOptions) (content.FileWriter, error) {
 	w, err := r.h.writer(ctx, r.scope, o)

@@ -157,7 +157,7 @@ func (t *handleTalk) answer(ctx context.Context, req *contentv1.Request) (*conte
 		return refused(fmt.Errorf("the store here is not %.100q: %w", req.Store, errdefs.ErrFailedPrecondition)), nil
 	}
 	method := methodWrite
-	if req.GetOpen() != nil {
+	if req.GetOpen() != nil || req.GetOpenIngest() != nil {
 		method = methodOpen
 	}
 	if err := t.server.Guard.Check(t.who, method); err != nil {
@@ -169,6 +169,8 @@ func (t *handleTalk) answer(ctx context.Context, req *contentv1.Request) (*conte
 	switch {
 	case req.GetOpen() != nil:
 		f, err = t.open(ctx, req, resp)
+	case req.GetOpenIngest() != nil:
+		f, err = t.openIngest(ctx, req, resp)
 	case req.GetWrite() != nil:
 		f, err = t.write(ctx, req, resp)
 	default:
@@ -212,6 +214,19 @@ func (t *handleTalk) open(ctx context.Context, req *contentv1.Request, resp *con
 		return nil, errors.Join(err, f.Close())
 	}
 	resp.Size = fi.Size()
+	return f, nil
+}
+
+func (t *handleTalk) openIngest(ctx context.Context, req *contentv1.Request, resp *contentv1.Response) (*os.File, error) {
+	files, err := t.files(req)
+	if err != nil {
+		return nil, err
+	}
+	f, st, err := files.OpenIngest(ctx, req.GetOpenIngest().Ref)
+	if err != nil {
+		return nil, err
+	}
+	resp.Status = toHandleStatus(st)
 	return f, nil
 }
 

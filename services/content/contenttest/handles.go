@@ -29,6 +29,7 @@ var filePromises = []struct {
 	{"the file of a blob is one of a namespace", fileOfNamespace},
 	{"an ingest is what its file has", fileWritten},
 	{"an ingest may be written at any place by many", fileWrittenAnywhere},
+	{"an ingest is read as it grows", fileTail},
 	{"commit of a file that is open keeps the ingest", fileKeptOpen},
 	{"what was digested is not what is committed, if it changed", fileChanged},
 	{"a file with holes is no blob", fileHoles},
@@ -173,6 +174,43 @@ func fileWrittenAnywhere(t *testing.T, stores content.FileStores) {
 		t.Fatalf("Commit: %v", err)
 	}
 	wantBytes(t, stores.In(one), digest.FromBytes(b), b)
+}
+
+// fileTail reads what a writer of either kind writes, through its commit.
+func fileTail(t *testing.T, stores content.FileStores) {
+	s, b := stores.Files(one), body(13, 30_000)
+	_, _, err := s.OpenIngest(t.Context(), "r")
+	wantKind(t, "OpenIngest of none", err, errdefs.ErrNotFound)
+	read := func(f *os.File, offset, size int64) {
+		t.Helper()
+		got := make([]byte, size-offset)
+		if n, err := f.ReadAt(got, offset); n < len(got) || !bytes.Equal(got, b[offset:size]) {
+			t.Errorf("%d bytes at %d, %v; want the %d that were written", n, offset, err, len(got))
+		}
+	}
+	w := writer(t, stores.In(one), content.WriterOptions{Ref: "r"})
+	write(t, w, b[:10_000])
+	f, st, err := s.OpenIngest(t.Context(), "r")
+	if err != nil || st.Offset != 10_000 || st.Ref != "r" {
+		t.Fatalf("OpenIngest: %+v, %v", st, err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("x"), 0); err == nil {
+		t.Error("who may read an ingest wrote it")
+	}
+	read(f, 0, 10_000)
+	write(t, w, b[10_000:20_000])
+	read(f, 10_000, 20_000)
+	closeWriter(t, w)
+	l := fileWriter(t, s, content.WriterOptions{Ref: "r"})
+	fill(t, l, b[20_000:], 20_000)
+	read(f, 20_000, 30_000)
+	if err := l.Commit(t.Context(), int64(len(b)), digest.FromBytes(b), nil); err != nil {
+		t.Fatalf("Commit while somebody reads: %v", err)
+	}
+	read(f, 0, 30_000)
+	_, _, err = stores.Files(one).OpenIngest(t.Context(), "r")
+	wantKind(t, "OpenIngest of what is committed", err, errdefs.ErrNotFound)
 }
 
 func fileKeptOpen(t *testing.T, stores content.FileStores) {

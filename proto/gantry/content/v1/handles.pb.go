@@ -40,6 +40,7 @@ type Request struct {
 	//	*Request_Truncate
 	//	*Request_Commit
 	//	*Request_Close
+	//	*Request_OpenIngest
 	Action        isRequest_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -175,6 +176,15 @@ func (x *Request) GetClose() *CloseRequest {
 	return nil
 }
 
+func (x *Request) GetOpenIngest() *OpenIngestRequest {
+	if x != nil {
+		if x, ok := x.Action.(*Request_OpenIngest); ok {
+			return x.OpenIngest
+		}
+	}
+	return nil
+}
+
 type isRequest_Action interface {
 	isRequest_Action()
 }
@@ -211,6 +221,10 @@ type Request_Close struct {
 	Close *CloseRequest `protobuf:"bytes,11,opt,name=close,proto3,oneof"`
 }
 
+type Request_OpenIngest struct {
+	OpenIngest *OpenIngestRequest `protobuf:"bytes,12,opt,name=open_ingest,json=openIngest,proto3,oneof"`
+}
+
 func (*Request_Open) isRequest_Action() {}
 
 func (*Request_Write) isRequest_Action() {}
@@ -227,12 +241,14 @@ func (*Request_Commit) isRequest_Action() {}
 
 func (*Request_Close) isRequest_Action() {}
 
+func (*Request_OpenIngest) isRequest_Action() {}
+
 // Response answers a Request. Without an error it has what was asked for.
 type Response struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Error         *Error                 `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
 	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`         // of a blob that is opened
-	Status        *Status                `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`      // of an ingest, for Write, Status and Truncate
+	Status        *Status                `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`      // of an ingest, for Write, Status and OpenIngest
 	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`      // for Digest and Commit
 	Answered      bool                   `protobuf:"varint,5,opt,name=answered,proto3" json:"answered,omitempty"` // always: there is no packet of no bytes
 	unknownFields protoimpl.UnknownFields
@@ -413,6 +429,51 @@ func (x *OpenRequest) GetDigest() string {
 	return ""
 }
 
+// OpenIngestRequest asks for the file of an ingest, to read while it is written.
+type OpenIngestRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenIngestRequest) Reset() {
+	*x = OpenIngestRequest{}
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenIngestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenIngestRequest) ProtoMessage() {}
+
+func (x *OpenIngestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenIngestRequest.ProtoReflect.Descriptor instead.
+func (*OpenIngestRequest) Descriptor() ([]byte, []int) {
+	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *OpenIngestRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
 // WriteRequest opens an ingest. Its file comes with the response, to write,
 // unless the store has the bytes and nothing need be written.
 type WriteRequest struct {
@@ -426,7 +487,7 @@ type WriteRequest struct {
 
 func (x *WriteRequest) Reset() {
 	*x = WriteRequest{}
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[4]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +499,7 @@ func (x *WriteRequest) String() string {
 func (*WriteRequest) ProtoMessage() {}
 
 func (x *WriteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[4]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +512,7 @@ func (x *WriteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteRequest.ProtoReflect.Descriptor instead.
 func (*WriteRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{4}
+	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WriteRequest) GetRef() string {
@@ -484,7 +545,7 @@ type FileRequest struct {
 
 func (x *FileRequest) Reset() {
 	*x = FileRequest{}
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[5]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +557,7 @@ func (x *FileRequest) String() string {
 func (*FileRequest) ProtoMessage() {}
 
 func (x *FileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[5]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +570,7 @@ func (x *FileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileRequest.ProtoReflect.Descriptor instead.
 func (*FileRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{5}
+	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{6}
 }
 
 type StatusRequest struct {
@@ -520,7 +581,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[6]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +593,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[6]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +606,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{6}
+	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{7}
 }
 
 // DigestRequest asks for that of the bytes so far.
@@ -557,7 +618,7 @@ type DigestRequest struct {
 
 func (x *DigestRequest) Reset() {
 	*x = DigestRequest{}
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[7]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +630,7 @@ func (x *DigestRequest) String() string {
 func (*DigestRequest) ProtoMessage() {}
 
 func (x *DigestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[7]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +643,7 @@ func (x *DigestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestRequest.ProtoReflect.Descriptor instead.
 func (*DigestRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{7}
+	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{8}
 }
 
 type TruncateRequest struct {
@@ -594,7 +655,7 @@ type TruncateRequest struct {
 
 func (x *TruncateRequest) Reset() {
 	*x = TruncateRequest{}
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[8]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +667,7 @@ func (x *TruncateRequest) String() string {
 func (*TruncateRequest) ProtoMessage() {}
 
 func (x *TruncateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[8]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +680,7 @@ func (x *TruncateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateRequest.ProtoReflect.Descriptor instead.
 func (*TruncateRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{8}
+	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TruncateRequest) GetSize() int64 {
@@ -642,7 +703,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[9]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +715,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[9]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +728,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{9}
+	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CommitRequest) GetSize() int64 {
@@ -700,7 +761,7 @@ type CloseRequest struct {
 
 func (x *CloseRequest) Reset() {
 	*x = CloseRequest{}
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[10]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +773,7 @@ func (x *CloseRequest) String() string {
 func (*CloseRequest) ProtoMessage() {}
 
 func (x *CloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[10]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +786,7 @@ func (x *CloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
 func (*CloseRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{10}
+	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{11}
 }
 
 type Status struct {
@@ -741,7 +802,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[11]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +814,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_content_v1_handles_proto_msgTypes[11]
+	mi := &file_gantry_content_v1_handles_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +827,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{11}
+	return file_gantry_content_v1_handles_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Status) GetOffset() int64 {
@@ -808,7 +869,7 @@ var File_gantry_content_v1_handles_proto protoreflect.FileDescriptor
 
 const file_gantry_content_v1_handles_proto_rawDesc = "" +
 	"\n" +
-	"\x1fgantry/content/v1/handles.proto\x12\x11gantry.content.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x04\n" +
+	"\x1fgantry/content/v1/handles.proto\x12\x11gantry.content.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x04\n" +
 	"\aRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x14\n" +
 	"\x05lease\x18\x02 \x01(\tR\x05lease\x12\x14\n" +
@@ -821,7 +882,9 @@ const file_gantry_content_v1_handles_proto_rawDesc = "" +
 	"\btruncate\x18\t \x01(\v2\".gantry.content.v1.TruncateRequestH\x00R\btruncate\x12:\n" +
 	"\x06commit\x18\n" +
 	" \x01(\v2 .gantry.content.v1.CommitRequestH\x00R\x06commit\x127\n" +
-	"\x05close\x18\v \x01(\v2\x1f.gantry.content.v1.CloseRequestH\x00R\x05closeB\b\n" +
+	"\x05close\x18\v \x01(\v2\x1f.gantry.content.v1.CloseRequestH\x00R\x05close\x12G\n" +
+	"\vopen_ingest\x18\f \x01(\v2$.gantry.content.v1.OpenIngestRequestH\x00R\n" +
+	"openIngestB\b\n" +
 	"\x06action\"\xb5\x01\n" +
 	"\bResponse\x12.\n" +
 	"\x05error\x18\x01 \x01(\v2\x18.gantry.content.v1.ErrorR\x05error\x12\x12\n" +
@@ -834,7 +897,9 @@ const file_gantry_content_v1_handles_proto_rawDesc = "" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
 	"\arefused\x18\x03 \x01(\bR\arefused\"%\n" +
 	"\vOpenRequest\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\"R\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"%\n" +
+	"\x11OpenIngestRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"R\n" +
 	"\fWriteRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x1a\n" +
@@ -871,42 +936,44 @@ func file_gantry_content_v1_handles_proto_rawDescGZIP() []byte {
 	return file_gantry_content_v1_handles_proto_rawDescData
 }
 
-var file_gantry_content_v1_handles_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_gantry_content_v1_handles_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_gantry_content_v1_handles_proto_goTypes = []any{
 	(*Request)(nil),               // 0: gantry.content.v1.Request
 	(*Response)(nil),              // 1: gantry.content.v1.Response
 	(*Error)(nil),                 // 2: gantry.content.v1.Error
 	(*OpenRequest)(nil),           // 3: gantry.content.v1.OpenRequest
-	(*WriteRequest)(nil),          // 4: gantry.content.v1.WriteRequest
-	(*FileRequest)(nil),           // 5: gantry.content.v1.FileRequest
-	(*StatusRequest)(nil),         // 6: gantry.content.v1.StatusRequest
-	(*DigestRequest)(nil),         // 7: gantry.content.v1.DigestRequest
-	(*TruncateRequest)(nil),       // 8: gantry.content.v1.TruncateRequest
-	(*CommitRequest)(nil),         // 9: gantry.content.v1.CommitRequest
-	(*CloseRequest)(nil),          // 10: gantry.content.v1.CloseRequest
-	(*Status)(nil),                // 11: gantry.content.v1.Status
-	nil,                           // 12: gantry.content.v1.CommitRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*OpenIngestRequest)(nil),     // 4: gantry.content.v1.OpenIngestRequest
+	(*WriteRequest)(nil),          // 5: gantry.content.v1.WriteRequest
+	(*FileRequest)(nil),           // 6: gantry.content.v1.FileRequest
+	(*StatusRequest)(nil),         // 7: gantry.content.v1.StatusRequest
+	(*DigestRequest)(nil),         // 8: gantry.content.v1.DigestRequest
+	(*TruncateRequest)(nil),       // 9: gantry.content.v1.TruncateRequest
+	(*CommitRequest)(nil),         // 10: gantry.content.v1.CommitRequest
+	(*CloseRequest)(nil),          // 11: gantry.content.v1.CloseRequest
+	(*Status)(nil),                // 12: gantry.content.v1.Status
+	nil,                           // 13: gantry.content.v1.CommitRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_gantry_content_v1_handles_proto_depIdxs = []int32{
 	3,  // 0: gantry.content.v1.Request.open:type_name -> gantry.content.v1.OpenRequest
-	4,  // 1: gantry.content.v1.Request.write:type_name -> gantry.content.v1.WriteRequest
-	5,  // 2: gantry.content.v1.Request.file:type_name -> gantry.content.v1.FileRequest
-	6,  // 3: gantry.content.v1.Request.status:type_name -> gantry.content.v1.StatusRequest
-	7,  // 4: gantry.content.v1.Request.digest:type_name -> gantry.content.v1.DigestRequest
-	8,  // 5: gantry.content.v1.Request.truncate:type_name -> gantry.content.v1.TruncateRequest
-	9,  // 6: gantry.content.v1.Request.commit:type_name -> gantry.content.v1.CommitRequest
-	10, // 7: gantry.content.v1.Request.close:type_name -> gantry.content.v1.CloseRequest
-	2,  // 8: gantry.content.v1.Response.error:type_name -> gantry.content.v1.Error
-	11, // 9: gantry.content.v1.Response.status:type_name -> gantry.content.v1.Status
-	12, // 10: gantry.content.v1.CommitRequest.labels:type_name -> gantry.content.v1.CommitRequest.LabelsEntry
-	13, // 11: gantry.content.v1.Status.started:type_name -> google.protobuf.Timestamp
-	13, // 12: gantry.content.v1.Status.updated:type_name -> google.protobuf.Timestamp
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	5,  // 1: gantry.content.v1.Request.write:type_name -> gantry.content.v1.WriteRequest
+	6,  // 2: gantry.content.v1.Request.file:type_name -> gantry.content.v1.FileRequest
+	7,  // 3: gantry.content.v1.Request.status:type_name -> gantry.content.v1.StatusRequest
+	8,  // 4: gantry.content.v1.Request.digest:type_name -> gantry.content.v1.DigestRequest
+	9,  // 5: gantry.content.v1.Request.truncate:type_name -> gantry.content.v1.TruncateRequest
+	10, // 6: gantry.content.v1.Request.commit:type_name -> gantry.content.v1.CommitRequest
+	11, // 7: gantry.content.v1.Request.close:type_name -> gantry.content.v1.CloseRequest
+	4,  // 8: gantry.content.v1.Request.open_ingest:type_name -> gantry.content.v1.OpenIngestRequest
+	2,  // 9: gantry.content.v1.Response.error:type_name -> gantry.content.v1.Error
+	12, // 10: gantry.content.v1.Response.status:type_name -> gantry.content.v1.Status
+	13, // 11: gantry.content.v1.CommitRequest.labels:type_name -> gantry.content.v1.CommitRequest.LabelsEntry
+	14, // 12: gantry.content.v1.Status.started:type_name -> google.protobuf.Timestamp
+	14, // 13: gantry.content.v1.Status.updated:type_name -> google.protobuf.Timestamp
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_gantry_content_v1_handles_proto_init() }
@@ -923,6 +990,7 @@ func file_gantry_content_v1_handles_proto_init() {
 		(*Request_Truncate)(nil),
 		(*Request_Commit)(nil),
 		(*Request_Close)(nil),
+		(*Request_OpenIngest)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -930,7 +998,7 @@ func file_gantry_content_v1_handles_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_content_v1_handles_proto_rawDesc), len(file_gantry_content_v1_handles_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
