@@ -353,6 +353,9 @@ func (w *world) open(ctx context.Context, held bool, k int) {
 	w.say("open %d in lease %q: %v", k, scope.Lease, err)
 	w.must("Writer", err)
 	w.writers[k] = &simWriter{Writer: opened, lease: w.model.live[scope.Lease]}
+	if w.left[k] != nil && scope.Lease != "" {
+		w.left[k][w.model.live[scope.Lease]] = true // also if there is a crash now
+	}
 }
 
 // finish ends a writer: it commits, or leaves an ingest.
