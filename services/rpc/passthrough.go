@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
 // heldMax is how many calls wait for one backend at a time. More are refused at
@@ -66,7 +68,7 @@ func (b *Backend) Watch(ctx context.Context, tell func(up bool)) error {
 }
 
 // open begins a call.
-func (b *Backend) open(ctx context.Context, method string) (cs grpc.ClientStream, err error) {
+func (b *Backend) open(ctx context.Context, desc *grpc.StreamDesc, method string) (cs grpc.ClientStream, err error) {
 	if b.conn.GetState() != connectivity.Ready {
 		defer b.held.Add(-1)
 		if b.held.Add(1) > heldMax {
@@ -74,7 +76,7 @@ func (b *Backend) open(ctx context.Context, method string) (cs grpc.ClientStream
 		}
 	}
 	err = b.wait.until(ctx, b.conn, func() (bool, error) {
-		cs, err = b.conn.NewStream(ctx, anyStream, method)
+		cs, err = b.conn.NewStream(ctx, desc, method)
 		return cs != nil, err
 	})
 	return cs, err
@@ -83,6 +85,22 @@ func (b *Backend) open(ctx context.Context, method string) (cs grpc.ClientStream
 // anyStream is the most general kind of call. On the wire a unary one is a
 // stream of one message each way.
 var anyStream = &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+
+// kindOf returns what kind of call a method is, where this process knows it. One
+// message needs no goroutine to be passed on, and goes in one piece with the end
+// of its stream.
+func kindOf(method string) *grpc.StreamDesc {
+	service, name := split(method)
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service + "." + name))
+	if err != nil {
+		return anyStream
+	}
+	m, ok := d.(protoreflect.MethodDescriptor)
+	if !ok {
+		return anyStream
+	}
+	return &grpc.StreamDesc{ClientStreams: m.IsStreamingClient(), ServerStreams: m.IsStreamingServer()}
+}
 
 // PassThrough are options of [NewServer]: what is not registered on the server
 // goes to the backend of its service, byte for byte. Headers, messages, half
@@ -116,21 +134,32 @@ func (p passThrough) handle(_ any, ss grpc.ServerStream) error {
 	if md, ok := metadata.FromIncomingContext(ctx); ok {
 		ctx = metadata.NewOutgoingContext(ctx, passed(md))
 	}
-	cs, err := b.open(ctx, method)
+	kind := kindOf(method)
+	cs, err := b.open(ctx, kind, method)
 	if err != nil {
 		if errdefs.IsUnavailable(err) {
 			return p.away(b.name, method)
 		}
 		return err
 	}
-	// The goroutine reads from ss, which ends when this function returns: it
-	// outlives the call by no more than that.
-	go func() {
-		if err := up(ss, cs); err != nil {
-			cancel(err)
+	if !kind.ClientStreams {
+		if err := ask(ss, cs); err != nil {
+			return err
 		}
-	}()
-	err = down(ss, cs)
+	} else {
+		// The goroutine reads from ss, which ends when this function returns: it
+		// outlives the call by no more than that.
+		go func() {
+			if err := up(ss, cs); err != nil {
+				cancel(err)
+			}
+		}()
+	}
+	if !kind.ServerStreams {
+		err = answer(ss, cs)
+	} else {
+		err = down(ss, cs)
+	}
 	if cause := context.Cause(ctx); err != nil && cause != nil && ss.Context().Err() == nil {
 		return cause // what went wrong on the way up
 	}
@@ -169,6 +198,42 @@ func up(ss grpc.ServerStream, cs grpc.ClientStream) error {
 			return err
 		}
 	}
+}
+
+// ask passes a caller's only message on, or that there is none.
+func ask(ss grpc.ServerStream, cs grpc.ClientStream) error {
+	var m frame
+	err := ss.RecvMsg(&m)
+	if errors.Is(err, io.EOF) {
+		return cs.CloseSend()
+	}
+	if err == nil {
+		err = cs.SendMsg(&m)
+	}
+	if errors.Is(err, io.EOF) {
+		return nil // the backend has ended the call, and answer says how
+	}
+	return err
+}
+
+// answer passes on a backend's headers, only message, trailers and status, in
+// one piece.
+func answer(ss grpc.ServerStream, cs grpc.ClientStream) error {
+	var m frame
+	err := cs.RecvMsg(&m)
+	if header, e := cs.Header(); e == nil && header != nil {
+		if e := ss.SetHeader(passed(header)); e != nil {
+			return e
+		}
+	}
+	ss.SetTrailer(cs.Trailer())
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return ss.SendMsg(&m)
 }
 
 // down passes a backend's headers, messages, trailers and status on. Headers

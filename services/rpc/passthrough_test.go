@@ -37,6 +37,9 @@ type door struct {
 
 func openDoor(t testing.TB, hold time.Duration) door {
 	t.Helper()
+	if err := know(); err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
 	d := door{socket: filepath.Join(dir, "backend")}
 	backend, err := rpc.DialBackend("backend", d.socket, hold)
@@ -45,7 +48,7 @@ func openDoor(t testing.TB, hold time.Duration) door {
 	}
 	srv := rpc.NewServer("gatewayd", slog.New(slog.NewTextHandler(t.Output(), nil)), rpc.PassThrough(
 		func(service string) *rpc.Backend {
-			if service == "test.Echo" || service == "containerd.services.content.v1.Content" {
+			if service == "test.Echo" || service == "test.Known" || service == "containerd.services.content.v1.Content" {
 				return backend
 			}
 			return nil
@@ -86,6 +89,12 @@ func (d door) stream(t testing.TB, ctx context.Context) grpc.ClientStream {
 }
 
 func TestPassThroughUnary(t *testing.T) {
+	for _, method := range []string{"/test.Echo/Unary", "/test.Known/Unary"} {
+		t.Run(method, func(t *testing.T) { passThroughUnary(t, method) })
+	}
+}
+
+func passThroughUnary(t *testing.T, method string) {
 	d := openDoor(t, time.Minute)
 	var md metadata.MD
 	var left time.Duration
@@ -103,7 +112,7 @@ func TestPassThroughUnary(t *testing.T) {
 	ctx = metadata.AppendToOutgoingContext(ctx, "containerd-namespace", "k8s.io", "containerd-lease", "l1",
 		"traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "twice", "a", "twice", "b", "own-bin", "\x01\xfe")
 	var header, trailer metadata.MD
-	if err := d.client.Invoke(ctx, "/test.Echo/Unary", new(empty), new(empty), grpc.Header(&header), grpc.Trailer(&trailer)); err != nil {
+	if err := d.client.Invoke(ctx, method, new(empty), new(empty), grpc.Header(&header), grpc.Trailer(&trailer)); err != nil {
 		t.Fatal(err)
 	}
 	for key, want := range map[string][]string{

@@ -47,8 +47,13 @@ type echo struct {
 }
 
 func (e echo) register(r grpc.ServiceRegistrar) {
+	e.registerAs(r, "test.Echo")
+	e.registerAs(r, "test.Known")
+}
+
+func (e echo) registerAs(r grpc.ServiceRegistrar, name string) {
 	r.RegisterService(&grpc.ServiceDesc{
-		ServiceName: "test.Echo",
+		ServiceName: name,
 		HandlerType: (*any)(nil),
 		Methods: []grpc.MethodDesc{{
 			MethodName: "Unary",
@@ -57,7 +62,7 @@ func (e echo) register(r grpc.ServiceRegistrar) {
 				if err := dec(in); err != nil {
 					return nil, err
 				}
-				return intercept(ctx, in, &grpc.UnaryServerInfo{FullMethod: "/test.Echo/Unary"},
+				return intercept(ctx, in, &grpc.UnaryServerInfo{FullMethod: "/" + name + "/Unary"},
 					func(ctx context.Context, req any) (any, error) { return req, e.unary(ctx) })
 			},
 		}},

@@ -3,10 +3,14 @@ package rpc_test
 import (
 	"context"
 	"net"
+	"sync"
 	"testing"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/gantryd/gantry/services/rpc"
@@ -14,7 +18,32 @@ import (
 
 type empty = emptypb.Empty
 
-var calls = map[string]func(context.Context, grpc.ClientConnInterface) error{"unary": callUnary, "stream": callStream}
+var calls = map[string]func(context.Context, grpc.ClientConnInterface) error{
+	"unary": callUnary, "stream": callStream,
+	// Of this one the whole process knows that it is unary.
+	"known": func(ctx context.Context, c grpc.ClientConnInterface) error {
+		return c.Invoke(ctx, "/test.Known/Unary", new(empty), new(empty))
+	},
+}
+
+// know has the process know the service test.Known, as it knows those that are
+// generated.
+var know = sync.OnceValue(func() error {
+	name := func(s string) *string { return &s }
+	file, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
+		Name: name("test/known.proto"), Package: name("test"), Dependency: []string{"google/protobuf/empty.proto"},
+		Service: []*descriptorpb.ServiceDescriptorProto{{
+			Name: name("Known"),
+			Method: []*descriptorpb.MethodDescriptorProto{{
+				Name: name("Unary"), InputType: name(".google.protobuf.Empty"), OutputType: name(".google.protobuf.Empty"),
+			}},
+		}},
+	}, protoregistry.GlobalFiles)
+	if err != nil {
+		return err
+	}
+	return protoregistry.GlobalFiles.RegisterFile(file)
+})
 
 const waitMethod = "/containerd.services.tasks.v1.Tasks/Wait"
 
