@@ -74,9 +74,14 @@ func (s *Store) sweepTrash(ctx context.Context) error {
 
 // collect removes the bytes of a digest that is still trash. Under the digest's
 // lock nobody can make it anything else: a commit has either been, and removed
-// the row, or will find no file. What a writer borrows waits.
+// the row, or will find no file. What a writer borrows waits, and so does
+// everything while the records may be those of a backup, which calls trash what
+// was written again since.
 func (s *Store) collect(ctx context.Context, d digest.Digest) error {
 	defer s.lock(d)()
+	if s.isRebuilding() {
+		return nil
+	}
 	s.mu.Lock()
 	pinned := s.pins[d] > 0
 	s.mu.Unlock()

@@ -117,8 +117,9 @@ func (s *Store) startRebuild() error {
 	return kind(errors.Join(f.Close(), s.disk.SyncDir(s.cfg.Root)))
 }
 
-// endRebuild says that the records are there.
+// endRebuild says that the records are there, and lets Collect go on.
 func (s *Store) endRebuild() error {
+	defer s.ring()
 	if err := s.disk.Remove(s.rebuilding()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/content"
@@ -97,6 +98,7 @@ func (s *Store) reconcileBlobs() error {
 		return err
 	}
 	known := make(map[digest.Digest]bool)
+	var suspects []digest.Digest
 	if err := s.db.View(func(tx *kv.Tx) error {
 		for key, value := range tx.Scan(kv.Key("have", ""), nil) {
 			d := digestAt(key, 1)
@@ -105,11 +107,8 @@ func (s *Store) reconcileBlobs() error {
 			}
 			known[d] = true
 			want, err := readHave(value)
-			if size, ok := files[d]; err == nil && (!ok || size != want) {
-				err = errNotWhole
-			}
-			if err != nil {
-				s.lose(d, err)
+			if size, ok := files[d]; err != nil || !ok || size != want {
+				suspects = append(suspects, d)
 			}
 		}
 		for key := range tx.Scan(kv.Key("trash", ""), nil) {
@@ -118,6 +117,11 @@ func (s *Store) reconcileBlobs() error {
 		return nil
 	}); err != nil {
 		return err
+	}
+	for _, d := range suspects {
+		if err := s.reconcileBlob(d); err != nil {
+			return err
+		}
 	}
 	for d := range known {
 		delete(files, d)
@@ -128,6 +132,30 @@ func (s *Store) reconcileBlobs() error {
 	s.log.Info("found blobs without a record: they are trash", "count", len(files))
 	if err := s.trashAll(files); err != nil {
 		s.log.Warn("blobs without a record stay until the next start", "err", err)
+	}
+	return nil
+}
+
+// reconcileBlob loses a blob that has a record and no whole file. It looks at
+// both again, under the lock: after a restore writers are at work.
+func (s *Store) reconcileBlob(d digest.Digest) error {
+	defer s.lock(d)()
+	var size int64
+	err := s.db.View(func(tx *kv.Tx) (err error) {
+		size, err = sizeOf(tx, d)
+		return err
+	})
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, errdefs.ErrDataLoss) {
+		return err
+	}
+	if fi, e := os.Lstat(s.path(d)); err == nil && (e != nil || fi.Size() != size) {
+		err = errNotWhole
+	}
+	if err != nil {
+		s.lose(d, err)
 	}
 	return nil
 }
@@ -147,6 +175,9 @@ func (s *Store) blobFiles() (map[digest.Digest]int64, error) {
 				continue
 			}
 			fi, err := n.Info()
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // it was collected meanwhile
+			}
 			if err != nil {
 				return nil, err
 			}
