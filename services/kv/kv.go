@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
@@ -89,6 +90,10 @@ func Open(o Options) (*DB, error) {
 	}
 	if err := errors.Join(db.settle(o), db.startLedger(context.Background())); err != nil {
 		return nil, errors.Join(err, db.Close())
+	}
+	// A Replace was interrupted, before or after it.
+	if err := os.RemoveAll(o.Dir + newSuffix); err != nil {
+		o.Log.Warn("something that is no database any more stays", "dir", o.Dir+newSuffix, "err", err)
 	}
 	return db, nil
 }
@@ -318,12 +323,16 @@ func (db *DB) Close() error {
 	return db.closeFiles()
 }
 
-func (db *DB) closeFiles() (err error) {
+func (db *DB) closeFiles() error {
 	db.cache.drop()
 	// Badger writes what it has in memory into a table.
 	if err := db.space.look(true).refuse(true); err != nil {
 		return err
 	}
+	return db.closeBadger()
+}
+
+func (db *DB) closeBadger() (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("badger: %v: %w", r, errdefs.ErrDataLoss)

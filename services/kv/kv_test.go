@@ -478,3 +478,60 @@ func FuzzKeys(f *testing.F) {
 		}
 	})
 }
+
+func TestReplacePutsABackupInTheDatabasesPlace(t *testing.T) {
+	o := options(t)
+	db := open(t, o)
+	put(t, db, "a", "1")
+	var b bytes.Buffer
+	if err := db.Backup(t.Context(), &b); err != nil {
+		t.Fatal(err)
+	}
+	before := db.Incarnation()
+	put(t, db, "a", "2")
+	put(t, db, "b", "2")
+
+	// A view that goes on for ever is in the way, and everybody goes on.
+	ctx, cancel := context.WithCancel(t.Context())
+	_ = db.View(func(*kv.Tx) error {
+		failed := make(chan error)
+		go func() {
+			_, err := db.Replace(ctx, bytes.NewReader(b.Bytes()))
+			failed <- err
+		}()
+		cancel()
+		if err := <-failed; err == nil {
+			t.Error("Replace while somebody reads: no error")
+		}
+		return nil
+	})
+	bad := bytes.Clone(b.Bytes())
+	bad[len(bad)/2] ^= 1
+	_, err := db.Replace(t.Context(), bytes.NewReader(bad))
+	wantKind(t, err, errdefs.ErrDataLoss)
+	if v, err := get(db, "a"); v != "2" || err != nil {
+		t.Fatalf("Get: %q, %v", v, err)
+	}
+
+	if _, err := db.Replace(t.Context(), bytes.NewReader(b.Bytes())); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := get(db, "a"); v != "1" || err != nil {
+		t.Errorf("Get: %q, %v", v, err)
+	}
+	_, err = get(db, "b")
+	wantKind(t, err, errdefs.ErrNotFound)
+	if db.Incarnation() == before {
+		t.Error("the incarnation is the same")
+	}
+	put(t, db, "c", "3")
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := get(open(t, o), "c"); v != "3" || err != nil {
+		t.Errorf("Get: %q, %v", v, err)
+	}
+	if _, err := os.Stat(o.Dir + ".new"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what it was made in is still there: %v", err)
+	}
+}

@@ -84,7 +84,11 @@ func (db *DB) fill() {
 // swap exchanges the directories, in one step, and opens what is there then. If
 // that fails they are exchanged again.
 func (db *DB) swap(dir string) error {
-	if err := db.closeFiles(); err != nil {
+	db.cache.drop()
+	if err := db.space.look(true).refuse(true); err != nil {
+		return err
+	}
+	if err := db.closeBadger(); err != nil {
 		return errors.Join(err, db.reopen())
 	}
 	exchange := func() error {
