@@ -249,7 +249,7 @@ func (w *writer) reclaim(ctx context.Context, claim content.Claim) error {
 	path := w.c.ingestPath(w.name)
 	w.closeFile()
 	var held func() error
-	err := patiently(ctx, func() (err error) {
+	err := w.c.patiently(ctx, func() (err error) {
 		w.file, held, err = w.c.disk.Seal(path)
 		return err
 	})
@@ -316,7 +316,7 @@ func (w *writer) saveLent() {
 // disk can.
 func (w *writer) returned(rec ingest) (bool, error) {
 	path := w.c.ingestPath(rec.File)
-	err := patiently(w.ctx, func() error {
+	err := w.c.patiently(w.ctx, func() error {
 		f, err := seal(path)
 		if err == nil {
 			f.Close()

@@ -115,10 +115,10 @@ const (
 	sealPauseMin, sealPauseMax = time.Millisecond, 50 * time.Millisecond
 )
 
-// patiently calls f until its error is another than errWritable, or sealTime is
+// patiently calls f until its error is another than errWritable, or the time is
 // over.
-func patiently(ctx context.Context, f func() error) error {
-	over := time.Now().Add(sealTime)
+func (s *Store) patiently(ctx context.Context, f func() error) error {
+	over := time.Now().Add(s.sealTime)
 	for pause := sealPauseMin; ; pause = min(2*pause, sealPauseMax) {
 		err := f()
 		if !errors.Is(err, errWritable) || time.Now().After(over) {

@@ -60,6 +60,9 @@ type Store struct {
 	// lendless says why no file is lent to be written, if none is.
 	lendless error
 
+	// sealTime is how long a file is waited for that is still open to write.
+	sealTime time.Duration
+
 	// bell has an item when there is something to collect.
 	bell chan struct{}
 
@@ -104,17 +107,18 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 		needs.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{
-		cfg:     cfg,
-		needs:   needs,
-		log:     needs.Log,
-		gate:    gc.NewGate(gc.Now),
-		disk:    d,
-		names:   make(map[string]*names),
-		now:     func() time.Time { return time.Now().UTC() },
-		bell:    make(chan struct{}, 1),
-		writers: make(map[held]*writer),
-		pins:    make(map[digest.Digest]int),
-		lost:    make(map[digest.Digest]bool),
+		cfg:      cfg,
+		needs:    needs,
+		log:      needs.Log,
+		gate:     gc.NewGate(gc.Now),
+		disk:     d,
+		names:    make(map[string]*names),
+		now:      func() time.Time { return time.Now().UTC() },
+		sealTime: sealTime,
+		bell:     make(chan struct{}, 1),
+		writers:  make(map[held]*writer),
+		pins:     make(map[digest.Digest]int),
+		lost:     make(map[digest.Digest]bool),
 	}
 	for _, dir := range s.dirs() {
 		s.names[dir] = newNames(d, dir)

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -78,6 +79,7 @@ func openWith(t testing.TB, cfg Config, needs Needs) *Store {
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}
+	s.sealTime = 100 * time.Millisecond // who keeps a file here does so on purpose
 	t.Cleanup(func() { closeStore(t, s) })
 	return s
 }
