@@ -328,6 +328,23 @@ func TestNotesOfManyLabelsDoNotFail(t *testing.T) {
 	}
 }
 
+// TestNotesOfAllWhoWroteABlobStay: whoever writes what is there already adds to
+// the file that is there.
+func TestNotesOfAllWhoWroteABlobStay(t *testing.T) {
+	s := openStore(t, testConfig(t), nil)
+	for _, scope := range []namespace.Scope{one, two} {
+		w, err := s.In(scope).Writer(t.Context(), content.WriterOptions{Ref: "r"}) // which borrows nothing
+		must(t, err)
+		_, err = w.Write(body)
+		must(t, err)
+		must(t, w.Commit(t.Context(), 0, bodyD, nil))
+	}
+	if notes := notesOf(s.path(bodyD)); notes["one"].Created == 0 || notes["two"].Created == 0 {
+		t.Errorf("notes: %v", notes)
+	}
+	checkFiles(t, s, "at the end")
+}
+
 // TestNotesAreForWhoIsNotRoot: an owner may not change the attributes of a file
 // that he may not write to.
 func TestNotesAreForWhoIsNotRoot(t *testing.T) {
