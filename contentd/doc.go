@@ -97,8 +97,9 @@
 // with it, so that whoever commits a blob and whoever collects it exclude each
 // other. Store.mu, writer.mu and the gate's mutex are leaves, but that a writer
 // tells how far it is under writer.mu, and the lock of the fetches is below that.
-// Order: digest, then the gate, then the database's turn, then a leaf. No lock is
-// held while a lease is looked up.
+// Order: digest, then the turn of a directory's sync or the gate, then the
+// database's turn, then a leaf. No lock but the ref is held while a lease or a
+// label is looked up, or another writer is waited for.
 //
 // The gate, see [gc.Gate], is shared by all who write a record or say that there
 // is one, for the time of one call of the database and never for two, and is shut
@@ -150,6 +151,7 @@
 // about 300 bytes and is over then; Freeze reads what was noted while writers are
 // held. A sweep takes [gc.SweepMax] nodes, some hundreds to a transaction.
 //
+// A writer that waits for another has its ref and its stream, and nothing else.
 // There are as many writers and readers as the process may have descriptors, of
 // whom at most 256 have files (contentrpc.HandleServer). Who writes a file is
 // held to the free space by asking: to one that does not ask the disk is as
