@@ -15,6 +15,9 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/services/content/contentrpc"
 )
 
 // contentOptions say how much is done.
@@ -89,6 +92,8 @@ type door struct {
 	name   string
 	client *containerd.Client
 	store  content.Store
+	own    *client.Client      // gantry's, which asks for handles; nil of containerd
+	files  *contentrpc.Handles // the handles themselves
 	seed   uint64              // no other door's
 	daemon func() (int, error) // the process that keeps the blobs
 }
@@ -109,6 +114,12 @@ func openDoors(ctx context.Context, o contentOptions, ctd, gan *server) (*conten
 		{name: "contentd", daemon: contentd},
 		{name: "gateway", daemon: contentd},
 	}}
+	own, err := client.Dial(gan.address)
+	if err != nil {
+		return nil, err
+	}
+	b.doors[1].own = own
+	b.doors[1].files = contentrpc.HandlesAt(filepath.Join(gan.state, "contentd.blobs.sock"))
 	addresses := []string{ctd.address, filepath.Join(gan.state, "contentd.sock"), gan.address}
 	for i, d := range b.doors {
 		var err error
@@ -129,6 +140,10 @@ func (b *contentBench) close() {
 	for _, d := range b.doors {
 		if d.client != nil {
 			d.client.Close()
+		}
+		if d.own != nil {
+			d.own.Close()
+			d.files.Close()
 		}
 	}
 }
@@ -172,7 +187,7 @@ func (b *contentBench) run(ctx context.Context, out io.Writer) error {
 		if !b.wants(w.name) {
 			continue
 		}
-		took, err := b.measure(ctx, w)
+		took, err := b.measure(ctx, w, b.doors)
 		if err != nil {
 			return err
 		}
@@ -181,6 +196,9 @@ func (b *contentBench) run(ctx context.Context, out io.Writer) error {
 			show(median(took[0])), show(median(took[1])), direct, show(median(took[2])), public)
 		b.hold(w.name, direct)
 		b.hold("gateway."+w.name, public)
+	}
+	if err := b.printHandles(ctx, out); err != nil {
+		return err
 	}
 	if b.wants("sync") {
 		if err := b.printSyncs(ctx, out); err != nil {
@@ -195,14 +213,14 @@ func (b *contentBench) run(ctx context.Context, out io.Writer) error {
 
 // measure does a work through each door in turn, round by round, each round
 // beginning at another door.
-func (b *contentBench) measure(ctx context.Context, w work) ([]series, error) {
-	took := make([]series, len(b.doors))
+func (b *contentBench) measure(ctx context.Context, w work, doors []*door) ([]series, error) {
+	took := make([]series, len(doors))
 	for round := range b.rounds + 1 {
-		for k := range b.doors {
-			i := (round + k) % len(b.doors)
-			t, err := w.do(ctx, b.doors[i], round)
+		for k := range doors {
+			i := (round + k) % len(doors)
+			t, err := w.do(ctx, doors[i], round)
 			if err != nil {
-				return nil, fmt.Errorf("%s, %s: %w", b.doors[i].name, w.name, err)
+				return nil, fmt.Errorf("%s, %s: %w", doors[i].name, w.name, err)
 			}
 			if round > 0 {
 				took[i] = append(took[i], t)
