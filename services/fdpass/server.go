@@ -81,7 +81,7 @@ type talks struct {
 	all    sync.WaitGroup
 
 	// mu guards the fields below it.
-	mu       sync.Mutex
+	mu    sync.Mutex
 	users map[uint32]int // connections by user
 	open  map[*Conn]bool
 }
