@@ -54,11 +54,11 @@ func (s *Store) rebuilding() string { return filepath.Join(s.cfg.Root, "rebuild"
 func (s *Store) openRecords() (db *kv.DB, err error) {
 	o := options(s.cfg, s.log)
 	due := s.isRebuilding()
-	missing := false
-	if _, err := os.Lstat(o.Dir); errors.Is(err, fs.ErrNotExist) {
-		missing = s.hasBlobs()
+	known, err := s.hasRecords(o.Dir)
+	if err != nil {
+		return nil, kind(err)
 	}
-	if !missing {
+	if known {
 		db, err = kv.Open(o)
 		if err == nil || !errdefs.IsDataLoss(err) {
 			return db, err
@@ -70,7 +70,7 @@ func (s *Store) openRecords() (db *kv.DB, err error) {
 	if err := s.startRebuild(); err != nil {
 		return nil, err
 	}
-	if !missing {
+	if known {
 		// One that lacks nothing but the last commits knows more than any
 		// backup.
 		behind := o
@@ -78,6 +78,8 @@ func (s *Store) openRecords() (db *kv.DB, err error) {
 		if db, err := kv.Open(behind); !errdefs.IsDataLoss(err) {
 			return db, err
 		}
+	}
+	if _, err := os.Lstat(o.Dir); !errors.Is(err, fs.ErrNotExist) {
 		aside := o.Dir + ".damaged-" + s.now().Format("20060102T150405.000Z")
 		if err := s.disk.Rename(o.Dir, aside); err != nil {
 			return nil, fmt.Errorf("%s is damaged and stays: %w", o.Dir, err)
@@ -97,13 +99,25 @@ func (s *Store) isRebuilding() bool {
 	return err == nil
 }
 
-func (s *Store) hasBlobs() bool {
+// hasRecords is false where there must have been a database and is none: there
+// are blobs. One that is about to be made where there are none counts as there.
+// A directory without anything in it, as where a file system was not mounted,
+// is no database that is new.
+func (s *Store) hasRecords(dir string) (bool, error) {
+	there, err := kv.Exists(dir)
+	if err != nil || there {
+		return there, err
+	}
 	for _, a := range content.Algorithms() {
-		if names, err := os.ReadDir(s.blobs(a)); err == nil && len(names) > 0 {
-			return true
+		names, err := os.ReadDir(s.blobs(a))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		if len(names) > 0 {
+			return false, nil
 		}
 	}
-	return false
+	return true, nil
 }
 
 func (s *Store) startRebuild() error {

@@ -124,6 +124,7 @@ var ruins = map[string]func(t *testing.T, db string){
 	"MANIFEST of zeros": func(t *testing.T, db string) {
 		must(t, os.WriteFile(filepath.Join(db, "MANIFEST"), make([]byte, 99), 0o600))
 	},
+	"an empty directory": func(t *testing.T, db string) { must(t, os.RemoveAll(db)); must(t, os.Mkdir(db, 0o700)) },
 	"no directory":       func(t *testing.T, db string) { must(t, os.RemoveAll(db)) },
 	"tables are garbage": func(t *testing.T, db string) { eachFile(t, db, ".sst", []byte("garbage")) },
 	"tables are empty":   func(t *testing.T, db string) { eachFile(t, db, ".sst", nil) },

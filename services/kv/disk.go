@@ -3,6 +3,7 @@ package kv
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -63,13 +64,31 @@ func prepare(o *Options, sp *space) error {
 // beforeManifest are the files that a database can have before it is one.
 var beforeManifest = []string{"LOCK", "MANIFEST-REWRITE", "KEYREGISTRY", "REWRITE-KEYREGISTRY", ballastName, "lost+found"}
 
+// Exists says whether there is a database in a directory, or anything that is
+// left of one.
+func Exists(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		return e.Name() == "MANIFEST" || isOurs(e.Name())
+	}), err
+}
+
+// isOurs says whether only a database that was complete has a file of the name.
+func isOurs(name string) bool {
+	ext := filepath.Ext(name)
+	return name == witnessName || ext == ".sst" || ext == ".mem" || ext == ".vlog"
+}
+
 func wantDatabase(entries []os.DirEntry) error {
 	var other, ours string
 	for _, e := range entries {
 		if e.Name() == "MANIFEST" {
 			return nil
 		}
-		if ext := filepath.Ext(e.Name()); e.Name() == witnessName || ext == ".sst" || ext == ".mem" || ext == ".vlog" {
+		if isOurs(e.Name()) {
 			ours = e.Name()
 		} else if !slices.Contains(beforeManifest, e.Name()) {
 			other = e.Name()
