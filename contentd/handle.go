@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -347,7 +346,16 @@ func (s *Store) distrustIngests(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	for batch := range slices.Chunk(keys, rebuildBatch) {
+	for len(keys) > 0 {
+		const beside = 900 // a row is longer than its key
+		n := 0
+		for room := txRoom; n < len(keys); n++ {
+			if room -= len(keys[n]) + beside; room < 0 {
+				break
+			}
+		}
+		batch := keys[:n]
+		keys = keys[n:]
 		if err := s.db.Update(ctx, func(tx *kv.Tx) error {
 			for _, key := range batch {
 				rec, err := getIngest(tx, key)

@@ -95,8 +95,10 @@ func (s *Store) ListMembers(_ context.Context, ns string, l lease.Ref) ([]lease.
 	return slices.Compact(all), err
 }
 
-// dropBatch is how many members are dropped in one transaction.
-const dropBatch = 256
+// dropBatch is how many members are dropped in one transaction, at most. For
+// each two rows go, and one is written again, with dropBeside bytes beside their
+// names.
+const dropBatch, dropBeside = 256, 1000
 
 // DropMembers implements [lease.Members]. An ingest that no lease has any more
 // is collected.
@@ -104,8 +106,12 @@ func (s *Store) DropMembers(ctx context.Context, ns string, l lease.Ref) error {
 	s.dropPending(ns, l, "")
 	for from := []byte(nil); ; {
 		var batch [][]byte
+		room := txRoom
 		if err := s.db.View(func(tx *kv.Tx) error {
 			for key := range tx.Scan(membersKey(ns, l), from) {
+				if room -= 3*len(key) + dropBeside; room < 0 && len(batch) > 0 {
+					break
+				}
 				if batch = append(batch, key); len(batch) == dropBatch {
 					break
 				}

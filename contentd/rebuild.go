@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -24,8 +22,13 @@ import (
 // rootLabel keeps a blob from every collection, until somebody removes it.
 const rootLabel = "containerd.io/gc.root"
 
-// rebuildBatch is how many blobs get their records in one transaction.
-const rebuildBatch = 64
+// rebuildBatch is how many blobs' notes are in memory at once, and txRoom how
+// many bytes one transaction of many rows is given, of some 300 KiB that it may
+// have.
+const (
+	rebuildBatch = 64
+	txRoom       = 256 << 10
+)
 
 // recordsMax is how many bytes of records are kept in memory for Info: those of
 // some ten thousand blobs.
@@ -203,27 +206,9 @@ func (s *Store) rebuild(ctx context.Context) (backup.Report, error) {
 	if err := s.distrustIngests(ctx); err != nil {
 		return r, err
 	}
-	made, nobodys := 0, 0
-	for batch := range slices.Chunk(slices.Sorted(maps.Keys(files)), rebuildBatch) {
-		m, n := 0, 0
-		notes := make(map[digest.Digest]map[string]note)
-		for _, d := range batch {
-			notes[d] = notesOf(s.path(d))
-		}
-		if err := s.db.Update(ctx, func(tx *kv.Tx) error {
-			m, n = 0, 0
-			for _, d := range batch {
-				a, b, err := s.remake(tx, d, files[d], notes[d])
-				if err != nil {
-					return err
-				}
-				m, n = m+a, n+b
-			}
-			return nil
-		}); err != nil {
-			return r, err
-		}
-		made, nobodys = made+m, nobodys+n
+	made, nobodys, err := s.remakeAll(ctx, files)
+	if err != nil {
+		return r, err
 	}
 	if err := s.endRebuild(); err != nil {
 		return r, err
@@ -241,44 +226,6 @@ func (s *Store) rebuild(ctx context.Context) (backup.Report, error) {
 	s.log.Error("the records were rebuilt; nothing of it is collected before label "+rootLabel+" is removed, and gantryctl fsck content says whether the bytes are right",
 		"made", made, "recovered", nobodys, "removed", gone)
 	return r, nil
-}
-
-// remake makes the records of a blob that are missing, and says how many, and
-// whether nobody was known to have it.
-func (s *Store) remake(tx *kv.Tx, d digest.Digest, size int64, notes map[string]note) (made, nobodys int, err error) {
-	trashed, err := present(tx, trashKey(d))
-	if err != nil {
-		return 0, 0, err
-	}
-	if known, err := sizeOf(tx, d); err == nil && !trashed && known != size {
-		return 0, 0, nil // it is not whole
-	}
-	if len(notes) == 0 && !trashed && !had(tx, d) {
-		notes, nobodys = map[string]note{s.cfg.Recovered: {}}, 1
-	}
-	for ns, n := range notes {
-		there, err := present(tx, blobKey(ns, d))
-		if err != nil {
-			return 0, 0, err
-		}
-		if there {
-			continue
-		}
-		made++
-		now := s.now()
-		b := blob{Size: size, Created: now, Updated: now, Labels: maps.Clone(n.Labels)}
-		if n.Created > 0 {
-			b.Created = time.Unix(0, n.Created).UTC()
-		}
-		if b.Labels == nil {
-			b.Labels = make(map[string]string)
-		}
-		b.Labels[rootLabel] = now.Format(time.RFC3339)
-		if err := errors.Join(tx.PutJSON(blobKey(ns, d), b), tx.PutJSON(haveKey(d, ns), size), tx.Delete(trashKey(d))); err != nil {
-			return 0, 0, err
-		}
-	}
-	return made - nobodys, nobodys, nil
 }
 
 // dropRecords removes the records of blobs, and of trash, without a file. One
