@@ -52,7 +52,7 @@ func (s *Store) sweepTrash(ctx context.Context) error {
 		var batch []digest.Digest
 		if err := s.db.View(func(tx *kv.Tx) error {
 			for key := range tx.Scan(kv.Key("trash", ""), from) {
-				batch = append(batch, digestAt(key, 1))
+				batch = append(batch, digestOf(key))
 				if from = append(key, 0); len(batch) == trashBatch {
 					break
 				}

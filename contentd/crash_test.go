@@ -373,7 +373,7 @@ func checkFiles(t *testing.T, s *Store, when string) {
 	known := map[string]bool{}
 	if err := s.db.View(func(tx *kv.Tx) error {
 		for key := range tx.Scan(kv.Key("have", ""), nil) {
-			known[s.path(digestAt(key, 1))] = true
+			known[s.path(digestOf(key))] = true
 		}
 		for key := range tx.Scan(kv.Key("trash", ""), nil) {
 			t.Errorf("%s: trash stays: %q", when, key)

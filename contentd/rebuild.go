@@ -235,7 +235,7 @@ func (s *Store) dropRecords(ctx context.Context, files map[digest.Digest]int64) 
 	suspects := make(map[digest.Digest]bool)
 	look := func(family string) error {
 		return s.eachBatch(kv.Key(family, ""), ctx.Err, func(_ *kv.Tx, key, _ []byte) error {
-			d := digestAt(key, 1)
+			d := digestOf(key)
 			if _, there := files[d]; !there && content.CheckDigest(d) == nil {
 				suspects[d] = true
 			}

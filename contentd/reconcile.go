@@ -101,7 +101,7 @@ func (s *Store) reconcileBlobs() error {
 	var suspects []digest.Digest
 	if err := s.db.View(func(tx *kv.Tx) error {
 		for key, value := range tx.Scan(kv.Key("have", ""), nil) {
-			d := digestAt(key, 1)
+			d := digestOf(key)
 			if d == "" || known[d] {
 				continue
 			}
@@ -112,7 +112,7 @@ func (s *Store) reconcileBlobs() error {
 			}
 		}
 		for key := range tx.Scan(kv.Key("trash", ""), nil) {
-			known[digestAt(key, 1)] = true
+			known[digestOf(key)] = true
 		}
 		return nil
 	}); err != nil {

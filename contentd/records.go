@@ -99,11 +99,11 @@ func trashKey(d digest.Digest) []byte { return kv.Key("trash", d.String()) }
 
 func ingestKey(ns, ref string) []byte { return kv.Key("ingest", ns, ref) }
 
-// digestAt reads a part of a key: "" where there is no digest, which only damage
-// leaves there, and fsck removes.
-func digestAt(key []byte, part int) digest.Digest {
-	if parts := kv.Parts(key); part < len(parts) {
-		if d := digest.Digest(parts[part]); content.CheckDigest(d) == nil {
+// digestOf reads the digest after the family of a key: "" where there is none,
+// which only damage leaves there, and fsck removes.
+func digestOf(key []byte) digest.Digest {
+	if parts := kv.Parts(key); len(parts) > 1 {
+		if d := digest.Digest(parts[1]); content.CheckDigest(d) == nil {
 			return d
 		}
 	}

@@ -183,10 +183,10 @@ func (r *backupReader) ReadByte() (byte, error) {
 
 func (r *backupReader) number() (uint64, error) {
 	n, err := binary.ReadUvarint(r)
-	if err != nil && cut(err) == err {
-		err = fmt.Errorf("the backup has a bad length: %w: %w", err, errdefs.ErrDataLoss)
+	if err = cut(err); err != nil && !errors.Is(err, errdefs.ErrDataLoss) {
+		err = fmt.Errorf("the backup has a bad length: %v: %w", err, errdefs.ErrDataLoss)
 	}
-	return n, cut(err)
+	return n, err
 }
 
 func (r *backupReader) part(most uint64) ([]byte, error) {
