@@ -254,7 +254,7 @@ func besideWriters(r *run) {
 		seed := rand.Uint64()
 		wg.Go(func() {
 			w := &client{run: r, leases: &leases, rnd: rand.New(rand.NewPCG(seed, 0)), from: i * 100}
-			if err := w.work(ctx); err != nil && ctx.Err() == nil {
+			if err := w.work(ctx); err != nil && !over(ctx, err) {
 				r.Errorf("seed %d: %v", seed, err)
 			}
 		})
@@ -262,7 +262,7 @@ func besideWriters(r *run) {
 	cycles, swept := 0, 0
 	for ctx.Err() == nil {
 		n, err := c.Cycle(ctx)
-		if err != nil && ctx.Err() == nil && !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		if err != nil && !over(ctx, err) && !errors.Is(err, errdefs.ErrFailedPrecondition) {
 			r.Errorf("cycle: %v", err)
 		}
 		cycles, swept = cycles+1, swept+n
@@ -283,6 +283,12 @@ func besideWriters(r *run) {
 			r.Errorf("garbage stays: %v", n)
 		}
 	}
+}
+
+// over says whether err is of the end of ctx, which the other end of a socket may
+// be the first to say.
+func over(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded)
 }
 
 // A leaseSet is what imaged knows.
