@@ -181,10 +181,7 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, l lease.Ref, labe
 	if move == stayed && !r.gone {
 		w.c.annotate(w.c.path(d), w.c.scope.Name, w.c.now(), labels)
 	}
-	switch {
-	case move == stayed:
-		w.removeBoth(r.left)
-	case r.left != w.name:
+	if r.left != w.name {
 		w.c.removeIngest(r.left)
 	}
 	switch {
@@ -202,7 +199,7 @@ type placing int
 const (
 	stayed   placing = iota // the blob was there
 	moved                   // it is the blob
-	replaced                // it is the blob, in place of one that was not whole
+	replaced                // it is the blob, in place of a file that may be anything
 )
 
 // place makes sure that the bytes are where a blob's are, durably.
@@ -212,9 +209,7 @@ func (w *writer) place(d digest.Digest) (placing, error) {
 	switch {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return stayed, err
-	case err == nil && fi.Size() == w.status.Offset:
-		// It says who else has it, which the new one does not. Whether it
-		// has rotted is for fsck to find.
+	case err == nil && fi.Size() == w.status.Offset && w.file == nil:
 		return stayed, kind(w.c.names[filepath.Dir(to)].sync())
 	case w.file == nil:
 		// What was borrowed is gone, which nobody here does.
@@ -224,6 +219,9 @@ func (w *writer) place(d digest.Digest) (placing, error) {
 	move := moved
 	if err == nil {
 		move = replaced
+	}
+	if err := w.noteHolders(d); err != nil {
+		return stayed, err
 	}
 	if err := w.c.disk.Rename(w.c.ingestPath(w.name), to); errors.Is(err, fs.ErrNotExist) {
 		return stayed, w.gone() // aborted

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -50,6 +51,35 @@ func (s *Store) annotate(path, ns string, created time.Time, labels map[string]s
 			return
 		}
 	}
+}
+
+// noteHolders notes, in the file of an ingest that is about to be a blob's, every
+// other namespace that has the blob: the file that said so is replaced, or was
+// lost. It is called with the digest's lock.
+func (w *writer) noteHolders(d digest.Digest) error {
+	holders := make(map[string]blob)
+	if err := w.c.db.View(func(tx *kv.Tx) error {
+		for _, ns := range holdersOf(tx, d) {
+			var b blob
+			// One that cannot be read is noted without its labels.
+			if err := tx.GetJSON(blobKey(ns, d), &b); err != nil && !errdefs.IsDataLoss(err) && !errdefs.IsNotFound(err) {
+				return err
+			}
+			holders[ns] = b
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	delete(holders, w.c.scope.Name)
+	if len(holders) == 0 {
+		return nil
+	}
+	for ns, b := range holders {
+		w.c.annotate(w.c.ingestPath(w.name), ns, b.Created, b.Labels)
+	}
+	w.dirty = true
+	return w.sync()
 }
 
 // unannotate takes the note away of a namespace that has not the blob any more.

@@ -2,8 +2,10 @@ package contentd
 
 import (
 	"bytes"
+	"os"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/content"
@@ -69,4 +71,37 @@ func TestNothingIsCollectedWhileRecordsAreRebuilt(t *testing.T) {
 	if got, err := content.ReadAll(t.Context(), s.In(one), d, 1<<20); err != nil || !bytes.Equal(got, body) {
 		t.Errorf("what was written since the backup: %q, %v", got, err)
 	}
+}
+
+// TestFileThatTakesAnothersPlaceTellsAsMuch: of every namespace that has the
+// blob, also when its bytes were written again, or were lost.
+func TestFileThatTakesAnothersPlaceTellsAsMuch(t *testing.T) {
+	s := openStore(t, testConfig(t), nil)
+	d := put(t, s, one, body)
+	_, err := s.In(one).Update(t.Context(), content.Info{Digest: d, Labels: map[string]string{"a": "1"}}, "labels.a")
+	must(t, err)
+	write := func(when string) {
+		t.Helper()
+		w, err := s.In(two).Writer(t.Context(), content.WriterOptions{Ref: "r"})
+		must(t, err)
+		_, err = w.Write(body)
+		must(t, err)
+		if err := w.Commit(t.Context(), 0, "", nil); err != nil && !errdefs.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+		notes := notesOf(s.path(d))
+		if _, ok := notes["two"]; len(notes) != 2 || !ok || notes["one"].Labels["a"] != "1" {
+			t.Errorf("%s: %+v", when, notes)
+		}
+		if got, err := content.ReadAll(t.Context(), s.In(one), d, 1<<20); err != nil || !bytes.Equal(got, body) {
+			t.Errorf("%s: %q, %v", when, got, err)
+		}
+	}
+	write("two namespaces wrote it")
+	must(t, os.Remove(s.path(d)))
+	s.lose(d, errNotWhole)
+	write("it was lost")
+	must(t, os.Remove(s.path(d)))
+	must(t, os.WriteFile(s.path(d), bytes.ToUpper(body), blobMode))
+	write("it was corrupt")
 }

@@ -94,6 +94,7 @@ var operations = []operation{
 	{"open", do(puts(one, body), opens(one, "r", ""), writes("r", wrong)), do(dies)},
 	{"open for the first time", do(wipes), do(dies)},
 	{"open beside files without a record", do(puts(one, body), strays), do(dies, sweeps)},
+	{"commit over a file that is corrupt", do(puts(two, body), corrupts(bodyD)), do(heals(one, body))},
 	{"quarantine", do(puts(one, body), puts(two, body), corrupts(bodyD)), do(checks(bodyD), puts(one, body))},
 }
 
@@ -219,6 +220,17 @@ func commitsAs(ref string, b []byte, a digest.Algorithm) step {
 
 func puts(scope namespace.Scope, b []byte) step {
 	return func(sc *scene) error { return sc.told.put(sc.ctx, sc.s, scope, "put", b) }
+}
+
+// heals puts a blob whose bytes are corrupt.
+func heals(scope namespace.Scope, b []byte) step {
+	return func(sc *scene) error {
+		if err := puts(scope, b)(sc); err != nil {
+			return err
+		}
+		delete(sc.told.rotten, digest.FromBytes(b))
+		return nil
+	}
 }
 
 func deletes(scope namespace.Scope, d digest.Digest) step {
