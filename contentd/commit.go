@@ -250,7 +250,9 @@ func (w *writer) removeBoth(left string) {
 func (w *writer) unplace(d digest.Digest) {
 	if err := w.c.disk.Rename(w.c.path(d), w.c.ingestPath(w.name)); err != nil {
 		w.c.log.Warn("a file without a record stays until the next start", "digest", d, "err", err)
+		return
 	}
+	w.fresh = true // its name is to be made durable once more
 }
 
 // A recording is the transaction that makes bytes a blob.

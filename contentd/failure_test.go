@@ -269,3 +269,26 @@ func TestWriteThatEndsEarlyIsHashedAsFarAsItWent(t *testing.T) {
 		}
 	}
 }
+
+// TestIngestThatACommitGaveBackSurvivesThePower: it had been durable before, and
+// a commit that fails does not make it less.
+func TestIngestThatACommitGaveBackSurvivesThePower(t *testing.T) {
+	for _, what := range []string{"syncdir", "update"} {
+		cfg := testConfig(t)
+		p := newPower(t, cfg.Root, 0, false)
+		s, err := p.open(cfg, Needs{})
+		must(t, err)
+		leaveIngest(t, s, one, "r", body)
+		w, err := s.In(one).Writer(t.Context(), content.WriterOptions{Ref: "r"})
+		must(t, err)
+		p.failOn = what
+		wantKind(t, "Commit", w.Commit(t.Context(), 0, "", nil), unix.EIO)
+		must(t, p.cut())
+		closeStore(t, s)
+		p.left.restore(t, cfg.Root)
+		s = openStore(t, cfg, nil)
+		if st, err := s.In(one).Status(t.Context(), "r"); err != nil || st.Offset != int64(len(body)) {
+			t.Errorf("after %s failed and the power went: Status: %+v, %v", what, st, err)
+		}
+	}
+}
