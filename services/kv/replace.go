@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -42,12 +43,18 @@ func (db *DB) Replace(ctx context.Context, r io.Reader) (BackupInfo, error) {
 	if err != nil {
 		return info, err
 	}
-	if err := db.empty(ctx); err != nil {
+	waiting, cancel := context.WithTimeout(ctx, emptyTime)
+	defer cancel()
+	if err := db.empty(waiting); err != nil {
 		return info, err
 	}
 	defer db.fill()
 	return info, db.swap(o.Dir)
 }
+
+// emptyTime is how long everybody waits for the calls under way, such as a
+// backup that nobody reads.
+const emptyTime = 10 * time.Second
 
 // empty lets nobody enter, and waits for those who did.
 func (db *DB) empty(ctx context.Context) error {
