@@ -20,13 +20,18 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) (backup.Report, error)
 	if err := s.backUp(ctx); err != nil {
 		s.log.Warn("what is about to be replaced could not be backed up", "err", err)
 	}
-	if err := s.startRebuild(); err != nil {
-		return backup.Report{}, err
-	}
 	var report backup.Report
 	replaced := false
 	err := s.gate.Apart(ctx, func() error {
+		// What a restore before this one left undone stays to be done.
+		due := s.isRebuilding()
+		if err := s.startRebuild(); err != nil {
+			return err
+		}
 		info, err := s.kv.Replace(ctx, r)
+		if err != nil && !due {
+			return s.unlessReplaced(err)
+		}
 		if err != nil {
 			return err
 		}
@@ -42,7 +47,7 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) (backup.Report, error)
 	case replaced:
 		return report, fmt.Errorf("the records are restored, and contentd has to be started again to complete them: %w", err)
 	}
-	return report, s.unlessReplaced(err)
+	return report, err
 }
 
 // unlessReplaced ends a restore that has changed nothing.

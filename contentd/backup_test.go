@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -133,4 +134,22 @@ func TestRestoreWhileWritersWrite(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	}
+}
+
+// TestRestoreThatFailsLeavesARebuildToBeDone: what has no record before it is
+// done would be trash at the next start.
+func TestRestoreThatFailsLeavesARebuildToBeDone(t *testing.T) {
+	s := openStore(t, testConfig(t), nil)
+	put(t, s, one, body)
+	restore := func(due bool) {
+		t.Helper()
+		_, err := s.Restore(t.Context(), strings.NewReader("no backup"))
+		wantKind(t, "Restore", err, errdefs.ErrDataLoss)
+		if s.isRebuilding() != due {
+			t.Errorf("afterwards the rebuild is due: %v", !due)
+		}
+	}
+	restore(false)
+	must(t, s.startRebuild())
+	restore(true)
 }
