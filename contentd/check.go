@@ -81,8 +81,27 @@ func (c *checking) run() error {
 	return c.say(nil)
 }
 
-// checkDatabase has the database prove that no record is missing.
+// checkDatabase has the database prove that no record is missing. If any is,
+// nothing is mended: what seems to lack a record may have one.
 func (c *checking) checkDatabase() error {
+	if c.only != nil && !c.options.Repair {
+		return nil
+	}
+	if err := c.checkAside(); err != nil {
+		return err
+	}
+	err := c.kv.Verify(c.ctx)
+	if errdefs.IsDataLoss(err) {
+		c.options.Repair = false
+		return c.say(&fsck.Finding{
+			Severity: fsck.Loss, What: "database", Where: "db", Why: err.Error() + "; restore a backup, or restart contentd to have it rebuilt; before that nothing is mended",
+		})
+	}
+	return err
+}
+
+// checkAside finds what was kept for people.
+func (c *checking) checkAside() error {
 	if c.only != nil {
 		return nil
 	}
@@ -98,13 +117,7 @@ func (c *checking) checkDatabase() error {
 			return err
 		}
 	}
-	err = c.kv.Verify(c.ctx)
-	if errdefs.IsDataLoss(err) {
-		return c.say(&fsck.Finding{
-			Severity: fsck.Loss, What: "database", Where: "db", Why: err.Error() + "; restore a backup, or restart contentd to have it rebuilt",
-		})
-	}
-	return err
+	return nil
 }
 
 // checkFiles compares the blobs that have a record with the files.

@@ -3,6 +3,7 @@ package contentd
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -227,5 +228,54 @@ func TestCheckOfOneThatIsNotThere(t *testing.T) {
 	s := openStore(t, testConfig(t), nil)
 	for _, err := range s.Check(t.Context(), fsck.Options{Only: []string{bodyD.String()}}) {
 		wantKind(t, "Check", err, errdefs.ErrNotFound)
+	}
+}
+
+// TestCheckMendsNothingByADamagedDatabase: of a table that is damaged while it is
+// used the database says that its rows are not there. What they are of is no
+// trash: after a restart they are made again.
+func TestCheckMendsNothingByADamagedDatabase(t *testing.T) {
+	cfg := testConfig(t)
+	s, err := Open(cfg, Needs{})
+	must(t, err)
+	var all []digest.Digest
+	for i := range 200 {
+		all = append(all, put(t, s, one, fmt.Append(nil, "blob ", i)))
+	}
+	closeStore(t, s) // which makes a table
+	s, err = Open(cfg, Needs{})
+	must(t, err)
+	tables, err := filepath.Glob(filepath.Join(cfg.Root, "db", "*.sst"))
+	must(t, err)
+	for _, name := range tables {
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		must(t, err)
+		_, err = f.WriteAt(make([]byte, 4096), 8192)
+		must(t, errors.Join(err, f.Close()))
+	}
+	for _, only := range [][]string{nil, {all[0].String(), all[100].String(), all[199].String()}} {
+		damaged := false
+		for item, err := range s.Check(t.Context(), fsck.Options{Repair: true, Only: only}) {
+			if err != nil && !errdefs.IsNotFound(err) {
+				t.Fatalf("Check: %v", err)
+			}
+			if f := item.Finding; f != nil {
+				damaged = damaged || f.What == "database"
+				if f.Done != "" {
+					t.Errorf("%+v", f)
+				}
+			}
+		}
+		if !damaged {
+			t.Error("the damage was not found")
+		}
+	}
+	s.sweep(t.Context())
+	closeStore(t, s)
+	s = openStore(t, cfg, nil)
+	for i, d := range all {
+		if _, err := content.ReadAll(t.Context(), s.In(one), d, 1<<20); err != nil {
+			t.Errorf("blob %d: %v", i, err)
+		}
 	}
 }

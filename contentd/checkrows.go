@@ -181,6 +181,8 @@ func (c *checking) judgeHave(tx *kv.Tx, key, value []byte) (*fsck.Finding, func(
 	case content.CheckDigest(d) != nil:
 		return &fsck.Finding{Severity: fsck.Waste, What: "record", ID: p[1], Why: "its digest is none", Done: "removed"},
 			func() error { return tx.Delete(key) }
+	case e != nil && !errors.Is(e, errdefs.ErrNotFound):
+		return &fsck.Finding{Severity: fsck.Loss, What: "record", ID: p[1], Why: "the record of the blob cannot be read: " + e.Error()}, nil
 	case e != nil:
 		return &fsck.Finding{Severity: fsck.Waste, What: "record", ID: p[1], Why: "namespace " + strconv.Quote(ns) + " has no record of the blob", Done: "removed"},
 			func() error { return errors.Join(tx.Delete(key), c.trash(tx, d, max(size, 0))) }
