@@ -231,11 +231,10 @@ func TestCheckOfOneThatIsNotThere(t *testing.T) {
 	}
 }
 
-// TestCheckMendsNothingByADamagedDatabase: of a table that is damaged while it is
-// used the database says that its rows are not there. What they are of is no
-// trash: after a restart they are made again.
-func TestCheckMendsNothingByADamagedDatabase(t *testing.T) {
-	cfg := testConfig(t)
+// openDamaged opens a store one of whose tables is damaged afterwards, with some
+// blobs.
+func openDamaged(t *testing.T, cfg Config) (*Store, []digest.Digest) {
+	t.Helper()
 	s, err := Open(cfg, Needs{})
 	must(t, err)
 	var all []digest.Digest
@@ -253,6 +252,15 @@ func TestCheckMendsNothingByADamagedDatabase(t *testing.T) {
 		_, err = f.WriteAt(make([]byte, 4096), 8192)
 		must(t, errors.Join(err, f.Close()))
 	}
+	return s, all
+}
+
+// TestCheckMendsNothingByADamagedDatabase: of a table that is damaged while it is
+// used the database says that its rows are not there. What they are of is no
+// trash: after a restart they are made again.
+func TestCheckMendsNothingByADamagedDatabase(t *testing.T) {
+	cfg := testConfig(t)
+	s, all := openDamaged(t, cfg)
 	for _, only := range [][]string{nil, {all[0].String(), all[100].String(), all[199].String()}} {
 		damaged := false
 		for item, err := range s.Check(t.Context(), fsck.Options{Repair: true, Only: only}) {
@@ -278,4 +286,17 @@ func TestCheckMendsNothingByADamagedDatabase(t *testing.T) {
 			t.Errorf("blob %d: %v", i, err)
 		}
 	}
+}
+
+// TestNothingIsMarkedByADamagedDatabase: what the missing rows refer to would be
+// garbage.
+func TestNothingIsMarkedByADamagedDatabase(t *testing.T) {
+	s, _ := openDamaged(t, testConfig(t))
+	defer closeStore(t, s)
+	must(t, s.Begin(t.Context(), 1))
+	var last error
+	for _, err := range s.Mark(t.Context(), 1) {
+		last = err
+	}
+	wantKind(t, "Mark", last, errdefs.ErrDataLoss)
 }
