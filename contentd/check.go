@@ -2,9 +2,12 @@ package contentd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -214,6 +217,9 @@ func (c *checking) findOrphan(d digest.Digest) (*fsck.Finding, error) {
 	}
 	if err := c.db.View(look); err != nil || !orphan {
 		return nil, err
+	}
+	if _, err := os.Lstat(c.path(d)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // it was collected meanwhile
 	}
 	f := &fsck.Finding{
 		Severity: fsck.Waste, What: "orphan", ID: d.String(), Where: c.path(d), Why: "it is a file that no record is about",

@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/containerd/errdefs"
@@ -266,8 +268,9 @@ func (c *checking) judgeMember(tx *kv.Tx, key, _ []byte) (*fsck.Finding, func() 
 	return nil, nil
 }
 
-// checkIngestFiles finds what was left in ingest/. A writer's file may have no
-// record yet, so that only what is older than any ingest may become is left.
+// checkIngestFiles finds what was left in ingest/. A file that was just made may
+// have no record yet, nor a writer, so that only what is older than any ingest
+// may become is left.
 func (c *checking) checkIngestFiles() error {
 	if c.only != nil {
 		return nil
@@ -276,6 +279,16 @@ func (c *checking) checkIngestFiles() error {
 	names, err := os.ReadDir(c.ingests())
 	if err != nil {
 		return err
+	}
+	// Who writes, and then the records: an ingest that is pending has one when
+	// it has no writer any more.
+	c.Store.mu.Lock()
+	writers := slices.Collect(maps.Values(c.writers))
+	c.Store.mu.Unlock()
+	for _, w := range writers {
+		if _, ok := w.current(); ok {
+			known[w.name] = true
+		}
 	}
 	if err := c.eachRow(kv.Key("ingest", ""), func(_ *kv.Tx, key, value []byte) error {
 		if rec, err := readIngest(key, value); err == nil {

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/fsck"
 	"github.com/gantryd/gantry/services/kv"
 )
 
@@ -104,4 +106,34 @@ func TestFileThatTakesAnothersPlaceTellsAsMuch(t *testing.T) {
 	must(t, os.Remove(s.path(d)))
 	must(t, os.WriteFile(s.path(d), bytes.ToUpper(body), blobMode))
 	write("it was corrupt")
+}
+
+// TestWhatIsCollectedWhileItIsCheckedIsNoOrphan: the files are listed before the
+// records are read.
+func TestWhatIsCollectedWhileItIsCheckedIsNoOrphan(t *testing.T) {
+	s, db := openBeside(t)
+	d := put(t, s, one, body)
+	db.next = func() {
+		remove(t, s, one, d)
+		s.sweep(t.Context())
+	}
+	if all := findings(t, s, fsck.Options{}); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
+}
+
+// TestIngestThatIsWrittenSlowlyIsNoOrphan: it has no record yet, and its file is
+// old.
+func TestIngestThatIsWrittenSlowlyIsNoOrphan(t *testing.T) {
+	s := openStore(t, testConfig(t), nil)
+	w, err := s.In(one).Writer(t.Context(), content.WriterOptions{Ref: "r"})
+	must(t, err)
+	defer w.Close()
+	_, err = w.Write(body)
+	must(t, err)
+	s.now = func() time.Time { return time.Now().Add(2 * s.cfg.ingestAge()) }
+	if all := findings(t, s, fsck.Options{Repair: true}); len(all) > 0 {
+		t.Errorf("%+v", all)
+	}
+	must(t, w.Commit(t.Context(), 0, bodyD, nil))
 }
