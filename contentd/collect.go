@@ -3,6 +3,7 @@ package contentd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"time"
 
@@ -90,9 +91,13 @@ func (s *Store) collect(ctx context.Context, d digest.Digest) error {
 	}
 	still := false
 	if err := s.db.View(func(tx *kv.Tx) (err error) {
-		still, err = present(tx, trashKey(d))
-		still = still && !had(tx, d)
-		return err
+		if still, err = present(tx, trashKey(d)); err != nil || !still {
+			return err
+		}
+		if still = !had(tx, d); !still {
+			return nil
+		}
+		return s.wanted(tx, d)
 	}); err != nil || !still {
 		return err
 	}
@@ -176,5 +181,21 @@ func (s *Store) collectIngest(ctx context.Context, i stale) error {
 	}
 	s.log.Info("removed an ingest that nobody writes", "namespace", i.namespace, "ref", i.ref)
 	s.removeIngest(i.file)
+	return nil
+}
+
+// wanted is [errdefs.ErrDataLoss] if a namespace that the file tells of has a
+// record of the blob: rows that a damaged database does not show are no reason to
+// remove bytes.
+func (s *Store) wanted(tx *kv.Tx, d digest.Digest) error {
+	for ns := range notesOf(s.path(d)) {
+		has, err := present(tx, blobKey(ns, d))
+		if err == nil && has {
+			err = fmt.Errorf("content %s is trash, and namespace %s has it: gantryctl fsck content: %w", d, ns, errdefs.ErrDataLoss)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }

@@ -306,6 +306,25 @@ func TestLeaseThatCannotBeLookedUpIsNotARefThatIsHeld(t *testing.T) {
 	}
 }
 
+// TestCollectAsksTheFileWhoHasIt: a row that is not shown, of those that say who
+// has a blob, costs nobody its bytes.
+func TestCollectAsksTheFileWhoHasIt(t *testing.T) {
+	s := openStore(t, testConfig(t), nil)
+	d := put(t, s, one, body)
+	put(t, s, two, body)
+	must(t, s.db.Release(t.Context(), func(tx *kv.Tx) error { return tx.Delete(haveKey(d, two.Name)) }))
+	remove(t, s, one, d)
+	s.sweep(t.Context())
+	if got, err := content.ReadAll(t.Context(), s.In(two), d, 1<<20); err != nil || !bytes.Equal(got, body) {
+		t.Errorf("ReadAll: %q, %v", got, err)
+	}
+	remove(t, s, two, d)
+	s.sweep(t.Context())
+	if hasFile(t, s, d) {
+		t.Error("nobody has it, and its file stays")
+	}
+}
+
 // TestCollectBesideWriters has everybody at one digest at once. Whatever a
 // namespace has is readable at any time, and at the end nothing is left over.
 func TestCollectBesideWriters(t *testing.T) {
