@@ -42,6 +42,8 @@ func (s *Store) KeepBackups(ctx context.Context) error {
 				s.log.Warn("no backup was made at the end", "err", err)
 			}
 			return ctx.Err()
+		case <-s.kv.Gone():
+			return fmt.Errorf("a restore left no database that can be opened: %w", errdefs.ErrInternal)
 		case <-timer.C:
 		}
 		err := s.backUp(ctx)

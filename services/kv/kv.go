@@ -55,6 +55,8 @@ type DB struct {
 	// turn is held by whoever runs and commits a group.
 	turn chan struct{}
 
+	gone chan struct{} // see Gone
+
 	// mu guards the fields below it.
 	mu       sync.Mutex
 	waiting  []*update
@@ -128,7 +130,7 @@ func open(o *Options) (*DB, uint64, error) {
 	if err != nil {
 		return nil, 0, errors.Join(fmt.Errorf("database %s: %w", o.Dir, err), b.Close())
 	}
-	db := &DB{options: *o, badger: b, space: sp, witness: w, turn: make(chan struct{}, 1),
+	db := &DB{options: *o, badger: b, space: sp, witness: w, turn: make(chan struct{}, 1), gone: make(chan struct{}),
 		cache: cache{max: o.CacheMax, values: make(map[string][]byte)}}
 	db.idle = sync.NewCond(&db.mu)
 	return db, seen, nil

@@ -43,13 +43,36 @@ func (db *DB) Replace(ctx context.Context, r io.Reader) (BackupInfo, error) {
 	if err != nil {
 		return info, err
 	}
+	return info, db.replaceBy(ctx, o.Dir)
+}
+
+// replaceBy has everybody wait while the database in dir takes the place of this
+// one.
+func (db *DB) replaceBy(ctx context.Context, dir string) error {
 	waiting, cancel := context.WithTimeout(ctx, emptyTime)
 	defer cancel()
 	if err := db.empty(waiting); err != nil {
-		return info, err
+		return err
 	}
 	defer db.fill()
-	return info, db.swap(o.Dir)
+	err := db.swap(dir)
+	if err != nil {
+		db.giveUp()
+	}
+	return err
+}
+
+// Gone is closed when Replace could open neither what was to come nor what had
+// been there: nothing but another process will have a database again.
+func (db *DB) Gone() <-chan struct{} { return db.gone }
+
+// giveUp closes gone if there is no database.
+func (db *DB) giveUp() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed {
+		close(db.gone)
+	}
 }
 
 // emptyTime is how long everybody waits for the calls under way, such as a
