@@ -32,12 +32,12 @@ func smallDisk(t *testing.T, kind string) string {
 		must(t, os.WriteFile(image, nil, 0o600))
 		must(t, os.Truncate(image, 320<<20))
 		if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", image).CombinedOutput(); err != nil {
-			t.Skipf("needs mkfs.ext4: %v: %s", err, out)
+			t.Fatalf("mkfs.ext4: %v: %s", err, out)
 		}
 		args = []string{"mount", "-o", "loop", image, dir}
 	}
 	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-		t.Skipf("needs a mount of %s: %v: %s", kind, err, out)
+		t.Fatalf("mount of %s: %v: %s", kind, err, out)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
