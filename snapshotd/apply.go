@@ -5,11 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -21,6 +16,7 @@ import (
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/driver"
 	"github.com/gantryd/gantry/snapshotd/layer"
 )
 
@@ -52,7 +48,7 @@ func (a applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	release, err := a.s.hold(ctx, t.id)
+	release, err := a.s.hold(ctx, t.ID)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -64,10 +60,7 @@ func (a applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		return ocispec.Descriptor{}, ctx.Err()
 	}
 	start := time.Now()
-	res, err := a.extract(ctx, desc, t)
-	if err == nil && o.SyncFS {
-		err = a.s.disk.SyncFS(a.s.path(t.id))
-	}
+	res, err := a.extract(ctx, desc, t, o)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -85,23 +78,34 @@ func (a applier) Diff(_ context.Context, _, _ []mount.Mount, o diff.DiffOptions)
 
 // A target is an active snapshot, found by its mounts.
 type target struct {
-	id       uint64
-	lower    []uint64
-	detached bool
+	d driver.Driver
+	driver.Snapshot
+	alone bool
 }
 
 var errMounts = fmt.Errorf("not the mounts of an active snapshot of the namespace: %w", errdefs.ErrInvalidArgument)
 
 func (a applier) target(mounts []mount.Mount) (target, error) {
-	var t target
-	id, alone, err := a.s.find(mounts)
-	if err != nil {
-		return t, fmt.Errorf("mounts %.300q: %w", fmt.Sprint(mounts), err)
+	for name, d := range a.s.drivers {
+		f, ok := d.Find(mounts)
+		if !ok || !f.Write {
+			continue
+		}
+		t, err := a.claim(name, f)
+		if err != nil {
+			return t, fmt.Errorf("mounts %.300q: %w", fmt.Sprint(mounts), err)
+		}
+		return t, nil
 	}
-	t.id = id
-	err = a.s.db.View(func(tx *kv.Tx) error {
+	return target{}, fmt.Errorf("mounts %.300q: %w", fmt.Sprint(mounts), errMounts)
+}
+
+// claim looks whether what was found in mounts is true, and the namespace's.
+func (a applier) claim(snapshotter string, f driver.Found) (target, error) {
+	t := target{d: a.s.drivers[snapshotter]}
+	err := a.s.db.View(func(tx *kv.Tx) error {
 		var o owner
-		if err := tx.GetJSON(dirKey(id), &o); errors.Is(err, errdefs.ErrNotFound) {
+		if err := tx.GetJSON(dirKey(f.ID), &o); errors.Is(err, errdefs.ErrNotFound) {
 			return errMounts
 		} else if err != nil {
 			return err
@@ -111,73 +115,28 @@ func (a applier) target(mounts []mount.Mount) (target, error) {
 		if err != nil {
 			return err
 		}
-		if o.Namespace != a.scope.Name || r.Kind != snapshot.Active {
+		if o.Snapshotter != snapshotter || o.Namespace != a.scope.Name || r.Kind != snapshot.Active {
 			return errMounts
 		}
-		t.lower, err = h.chain(tx, r.Parent)
-		t.detached = alone && r.Parent == ""
+		parents, err := h.chain(tx, r.Parent)
+		t.Snapshot = h.known(o.Name, r, parents)
+		t.alone = f.Alone && r.Parent == ""
 		return err
 	})
 	return t, err
 }
 
-// find returns the directory that mounts write to. An overlay of an upper
-// directory alone says that the layers below are to come later (a rebase).
-func (s *Store) find(mounts []mount.Mount) (id uint64, alone bool, err error) {
-	if len(mounts) != 1 {
-		return 0, false, errMounts
-	}
-	m := mounts[0]
-	dir := ""
-	switch m.Type {
-	case "bind":
-		dir = m.Source
-	case "overlay":
-		alone = true
-		for _, o := range m.Options {
-			if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
-				dir = upper
-			}
-			alone = alone && !strings.HasPrefix(o, "lowerdir=")
-		}
-	}
-	rel, ok := strings.CutPrefix(dir, s.dir+"/")
-	name, last, _ := strings.Cut(rel, "/")
-	id, err = strconv.ParseUint(name, 10, 64)
-	if !ok || err != nil || last != "fs" || slices.Contains(m.Options, "ro") {
-		return 0, false, errMounts
-	}
-	return id, alone, nil
-}
-
-// relFS is the path of a snapshot's files below the directory of snapshots.
-func relFS(id uint64) string { return filepath.Join(strconv.FormatUint(id, 10), "fs") }
-
-func attrPrefix() string {
-	if inUserNamespace() {
-		return "user.overlay."
-	}
-	return "trusted.overlay."
-}
-
-func (a applier) extract(ctx context.Context, desc ocispec.Descriptor, t target) (layer.Result, error) {
-	own, err := a.s.openFS(t.id)
+func (a applier) extract(ctx context.Context, desc ocispec.Descriptor, t target, o diff.ApplyOptions) (layer.Result, error) {
+	into, done, err := t.d.Extract(ctx, t.Snapshot, t.alone)
 	if err != nil {
 		return layer.Result{}, err
 	}
-	defer own.Close()
-	into := layer.Target{
-		Own: own, Attr: attrPrefix(), FreeMin: a.s.cfg.freeMin(),
-		Overlay: t.detached || len(t.lower) > 0, Detached: t.detached,
+	into.FreeMin = a.s.cfg.freeMin()
+	res, err := layer.Apply(ctx, desc, func(ctx context.Context) (io.ReadCloser, error) { return a.open(ctx, desc) }, into)
+	if err == nil && o.SyncFS {
+		err = a.s.disk.SyncFS(into.Own.Name())
 	}
-	if len(t.lower) > 0 {
-		o := overlay{dir: a.s.dir, upper: relFS(t.id), work: filepath.Join(strconv.FormatUint(t.id, 10), "work"), options: a.s.options}
-		for _, id := range t.lower {
-			o.lower = append(o.lower, relFS(id))
-		}
-		into.Root = func() (*os.File, error) { return a.s.kernel.Overlay(o) }
-	}
-	return layer.Apply(ctx, desc, func(ctx context.Context) (io.ReadCloser, error) { return a.open(ctx, desc) }, into)
+	return res, errors.Join(err, done())
 }
 
 // open reads a blob of the namespace.

@@ -24,6 +24,8 @@ import (
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/driver"
+	"github.com/gantryd/gantry/snapshotd/kernel"
 	"github.com/gantryd/gantry/snapshotd/tree"
 )
 
@@ -46,9 +48,7 @@ func TestLayersOnAnOldKernel(t *testing.T) {
 	difftest.Run(t, func(t *testing.T, blobs content.Stores) difftest.Fixture {
 		needs := testNeeds(t)
 		needs.Content = blobs
-		k := newKernel()
-		k.old.Store(true)
-		s, err := open(testConfig(t), needs, files{}, k)
+		s, err := open(testConfig(t), needs, driver.Files{}, kernel.Old())
 		if err != nil {
 			t.Fatalf("open: %v", err)
 		}
@@ -84,7 +84,7 @@ func TestApplyTouchesNothingElse(t *testing.T) {
 	archive := difftest.Tar(difftest.File("evil", "x"))
 	d := digest.FromBytes(archive)
 	blobs.Put(one.Name, d, archive)
-	before := fingerprint(t, s.dir)
+	before := fingerprint(t, s.dir())
 	for what, mounts := range map[string][]mount.Mount{
 		"none":                        nil,
 		"a directory of the host":     bindTo(host),
@@ -99,7 +99,7 @@ func TestApplyTouchesNothingElse(t *testing.T) {
 		"below a snapshot":            bindTo(s.fs(2) + "/etc"),
 		"through a snapshot":          bindTo(s.fs(2) + "/../../../.."),
 		"a snapshot that is not":      bindTo(s.fs(4711)),
-		"a number with a sign":        bindTo(filepath.Join(s.dir, "+2", "fs")),
+		"a number with a sign":        bindTo(filepath.Join(s.dir(), "+2", "fs")),
 		"two mounts":                  append(slices.Clone(active), active...),
 		"another file system":         {{Type: "tmpfs", Source: s.fs(2)}},
 		"a snapshot, to be read only": {{Type: "bind", Source: s.fs(2), Options: []string{"ro"}}},
@@ -110,7 +110,7 @@ func TestApplyTouchesNothingElse(t *testing.T) {
 			t.Errorf("Apply to %s: %v, want %v", what, err, errdefs.ErrInvalidArgument)
 		}
 	}
-	if after := fingerprint(t, s.dir); after != before {
+	if after := fingerprint(t, s.dir()); after != before {
 		t.Errorf("the snapshots changed from\n%s\nto\n%s", before, after)
 	}
 	if entries, err := os.ReadDir(host); len(entries) > 0 || err != nil {
@@ -136,10 +136,11 @@ func TestApplyTouchesNothingElse(t *testing.T) {
 // TestApplyLeavesNoMount looks at the mount table, and whether the snapshot can
 // be mounted at once.
 func TestApplyLeavesNoMount(t *testing.T) {
-	for _, old := range []bool{false, true} {
+	for old, k := range map[bool]kernel.Kernel{false: kernel.New(), true: kernel.Old()} {
 		blobs := difftest.NewBlobs()
-		s := openBlobs(t, blobs)
-		s.kernel.(linux).old.Store(old)
+		needs := testNeeds(t)
+		needs.Content = blobs
+		s := openOn(t, testConfig(t), needs, k)
 		sn := in(t, s, one)
 		prepare(t, sn, "base", "")
 		commitTo(t, sn, "done", "base", "")
@@ -187,14 +188,7 @@ func detached(mounts []mount.Mount) []mount.Mount {
 // looks tells mode and owner of every file in a snapshot.
 func looks(t *testing.T, s *Store, scope namespace.Scope, key string) map[string]string {
 	t.Helper()
-	r, chain, err := in(t, s, scope).read(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := s.lowerTree(append([]uint64{r.ID}, chain...))
-	if err != nil {
-		t.Fatal(err)
-	}
+	root := treeOf(t, in(t, s, scope), key)
 	defer root.Close()
 	all := describe(t, int(root.Fd()))
 	if err := tree.Walk(t.Context(), int(root.Fd()), func(e *tree.Entry) error {
@@ -369,7 +363,7 @@ func TestCommitWaitsForApply(t *testing.T) {
 	if err := s.empty(t.Context()); err != nil {
 		t.Errorf("collecting: %v", err)
 	}
-	if entries, _ := os.ReadDir(s.dir); len(entries) > 0 {
+	if entries, _ := os.ReadDir(s.dir()); len(entries) > 0 {
 		t.Errorf("left on disk: %v", entries)
 	}
 }
@@ -433,7 +427,7 @@ func TestManyAtOnce(t *testing.T) {
 	if err := s.empty(t.Context()); err != nil {
 		t.Errorf("collecting: %v", err)
 	}
-	if entries, err := os.ReadDir(s.dir); len(entries) != 1 || err != nil {
+	if entries, err := os.ReadDir(s.dir()); len(entries) != 1 || err != nil {
 		t.Errorf("%d directories, %v, want one", len(entries), err)
 	}
 }
@@ -513,7 +507,7 @@ func TestMountsAreContainerds(t *testing.T) {
 		return []mount.Mount{{Type: "bind", Source: s.fs(id), Options: []string{access, "rbind"}}}
 	}
 	over := func(options ...string) []mount.Mount {
-		return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.options...)}}
+		return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, kernel.OverlayOptions()...)}}
 	}
 	alone := got["view"][0].Source
 	want := map[string][]mount.Mount{

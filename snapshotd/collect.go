@@ -2,11 +2,15 @@ package snapshotd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/snapshotd/driver"
 )
 
 const (
@@ -50,53 +54,67 @@ func (s *Store) Collect(ctx context.Context) error {
 	}
 }
 
-// empty removes the directories in the trash. It returns what went wrong with
+// empty removes the trees in the trash. It returns what went wrong with
 // those that stay.
 func (s *Store) empty(ctx context.Context) error {
-	ids, err := s.trashed()
+	all, err := s.trashed()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, id := range ids {
+	for _, t := range all {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := s.discard(ctx, id); err != nil {
-			errs = append(errs, fmt.Errorf("directory %d: %w", id, err))
+		if err := s.discard(ctx, t); err != nil {
+			errs = append(errs, fmt.Errorf("directory %d: %w", t.id, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s *Store) trashed() (ids []uint64, err error) {
+// A trashed tree is a row of the trash.
+type trashed struct {
+	id uint64
+	trash
+}
+
+func (s *Store) trashed() (all []trashed, err error) {
 	err = s.db.View(func(tx *kv.Tx) error {
-		for key := range tx.Scan(kv.Key("trash", ""), nil) {
+		for key, value := range tx.Scan(kv.Key("trash", ""), nil) {
 			id, err := idOf(key)
 			if err != nil {
 				return err
 			}
-			ids = append(ids, id)
+			t := trashed{id: id}
+			if err := json.Unmarshal(value, &t.trash); err != nil {
+				return fmt.Errorf("record %q: %v: %w", key, err, errdefs.ErrDataLoss)
+			}
+			all = append(all, t)
 		}
 		return nil
 	})
-	return ids, err
+	return all, err
 }
 
 var errBusy = errors.New("a layer is still being extracted into it")
 
-// discard removes one directory: the files first, so that as long as there are
-// any the row says so.
-func (s *Store) discard(ctx context.Context, id uint64) error {
-	release, _ := s.tryHold(id)
+// discard removes one tree: the files first, so that as long as there are any
+// the row says so. That of a snapshotter that is missing now waits for it.
+func (s *Store) discard(ctx context.Context, t trashed) error {
+	d, ok := s.drivers[t.Snapshotter]
+	if !ok {
+		return nil
+	}
+	release, _ := s.tryHold(t.id)
 	if release == nil {
 		return errBusy
 	}
 	defer release()
 	slow, cancel := context.WithTimeout(ctx, removeTime)
 	defer cancel()
-	if err := s.disk.RemoveTree(slow, s.path(id)); err != nil {
+	if err := d.Remove(slow, driver.Ref{ID: t.id, Key: t.Key}); err != nil {
 		return err
 	}
-	return s.db.Release(ctx, func(tx *kv.Tx) error { return tx.Delete(trashKey(id)) })
+	return s.db.Release(ctx, func(tx *kv.Tx) error { return tx.Delete(trashKey(t.id)) })
 }

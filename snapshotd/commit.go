@@ -14,11 +14,12 @@ import (
 	"github.com/gantryd/gantry/services/label"
 	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/driver"
 )
 
 // Commit implements snapshot.Store.
 func (n snapshots) Commit(ctx context.Context, name, key string, o snapshot.Options) error {
-	if err := errors.Join(snapshot.CheckKey(name), o.Check(n.s.Traits())); err != nil {
+	if err := errors.Join(snapshot.CheckKey(name), o.Check(n.d.Traits().Traits)); err != nil {
 		return err
 	}
 	l, err := n.s.lookup(ctx, n.scope)
@@ -56,10 +57,11 @@ type commit struct {
 	options   snapshot.Options
 	lease     lease.Ref
 
-	taken  bool     // the name exists
-	active record   // of key
-	parent string   // that the committed one has
-	lower  []uint64 // directories below it
+	taken  bool         // the name exists
+	active record       // of key
+	parent string       // that the committed one has
+	lower  []driver.Ref // trees below it
+	chain  []driver.Ref // trees below the active one
 	usage  snapshot.Usage
 }
 
@@ -81,23 +83,17 @@ func (c *commit) check(tx *kv.Tx) (err error) {
 	if c.options.Parent != "" && c.options.Parent != c.parent {
 		return fmt.Errorf("snapshot %s has parent %s already: %w", c.key, c.parent, errdefs.ErrInvalidArgument)
 	}
-	c.lower, err = c.below(tx, c.parent)
+	if c.lower, err = c.below(tx, c.parent); c.active.Parent != "" {
+		c.chain = c.lower
+	}
 	return err
 }
 
 // finish makes the files what they are to be for good, and durable: only then
 // may the record say that they are.
-func (c *commit) finish(ctx context.Context) error {
-	if c.active.Parent == "" {
-		if err := c.s.settle(ctx, c.active.ID, c.lower); err != nil {
-			return err
-		}
-	}
-	if err := c.s.disk.SyncFS(c.s.path(c.active.ID)); err != nil {
-		return err
-	}
-	var err error
-	c.usage, err = c.s.measure(ctx, c.active.ID)
+func (c *commit) finish(ctx context.Context) (err error) {
+	as := record{ID: c.active.ID, Kind: snapshot.Committed, Labels: label.Clean(c.options.Labels)}
+	c.usage, err = c.d.Commit(ctx, c.known(c.key, c.active, c.chain), c.known(c.name, as, c.lower))
 	return err
 }
 
@@ -122,7 +118,7 @@ func (c *commit) write(ctx context.Context, tx *kv.Tx) error {
 	}
 	return errors.Join(
 		c.drop(tx, c.key, c.active),
-		c.put(tx, c.name, r),
+		c.put(tx, c.name, r, c.d.Traits()),
 		c.leave(tx, c.lease.ID, c.key),
 		c.join(tx, c.lease, c.name),
 		c.s.box.Add(ctx, tx, event.New(c.namespace, now, event.SnapshotCommit{Key: c.key, Name: c.name, Snapshotter: c.snapshotter})),

@@ -21,12 +21,14 @@ import (
 
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/driver"
+	"github.com/gantryd/gantry/snapshotd/kernel"
 )
 
 // powerDisk is a disk whose power fails before the cutAt-th change. What was
 // not synced until then is gone, as far as forget can tell.
 type powerDisk struct {
-	disk
+	driver.Disk
 	cutAt int
 
 	mu      sync.Mutex
@@ -53,14 +55,14 @@ func (d *powerDisk) Mkdir(path string, mode fs.FileMode) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.made = append(d.made, path)
-	return d.disk.Mkdir(path, mode)
+	return d.Disk.Mkdir(path, mode)
 }
 
 func (d *powerDisk) Chown(path string, uid, gid int) error {
 	if err := d.change(); err != nil {
 		return err
 	}
-	return d.disk.Chown(path, uid, gid)
+	return d.Disk.Chown(path, uid, gid)
 }
 
 func (d *powerDisk) SyncFS(path string) error {
@@ -74,14 +76,14 @@ func (d *powerDisk) SyncFS(path string) error {
 		d.durable[file] = true
 		return err
 	})
-	return d.disk.SyncFS(path)
+	return d.Disk.SyncFS(path)
 }
 
 func (d *powerDisk) RemoveTree(ctx context.Context, path string) error {
 	if err := d.change(); err != nil {
 		return err
 	}
-	return d.disk.RemoveTree(ctx, path)
+	return d.Disk.RemoveTree(ctx, path)
 }
 
 // forget takes away what was never synced: new directories, or only what is in
@@ -117,14 +119,14 @@ func TestPowerLoss(t *testing.T) {
 		for cut := 1; ; cut++ {
 			cfg := testConfig(t)
 			openOnce(t, cfg) // the directories of the daemon itself
-			power := &powerDisk{disk: files{}, cutAt: cut, durable: map[string]bool{}}
+			power := &powerDisk{Disk: driver.Files{}, cutAt: cut, durable: map[string]bool{}}
 			acked := scenario(t, cfg, power)
 			power.forget(t, filepath.Join(cfg.Root, Overlayfs, "snapshots"), keepNames)
 
 			// The power fails again while the store opens, at each change.
 			for again := 1; ; again++ {
-				second := &powerDisk{disk: files{}, cutAt: again, durable: map[string]bool{}}
-				s, err := open(cfg, quietNeeds(t), second, newKernel())
+				second := &powerDisk{Disk: driver.Files{}, cutAt: again, durable: map[string]bool{}}
+				s, err := open(cfg, quietNeeds(t), second, kernel.New())
 				if err == nil {
 					err = errors.Join(s.empty(t.Context()), s.Close())
 				}
@@ -164,10 +166,10 @@ func openOnce(t *testing.T, cfg Config) {
 type ack struct{ prepared, committed, removed map[string]bool }
 
 // scenario uses a store until its power fails.
-func scenario(t *testing.T, cfg Config, d disk) (a ack) {
+func scenario(t *testing.T, cfg Config, d driver.Disk) (a ack) {
 	t.Helper()
 	a = ack{map[string]bool{}, map[string]bool{}, map[string]bool{}}
-	s, err := open(cfg, quietNeeds(t), d, newKernel())
+	s, err := open(cfg, quietNeeds(t), d, kernel.New())
 	if err != nil {
 		if !errors.Is(err, errPower) {
 			t.Fatalf("open: %v", err)
@@ -265,16 +267,24 @@ func check(t *testing.T, cfg Config, when string, a ack) {
 			}
 			continue
 		}
-		if _, err := os.Stat(s.fs(r.ID)); err != nil && r.hasDir() {
+		if _, err := os.Stat(s.fs(r.ID)); err != nil && r.hasTree(sn.d.Traits()) {
 			t.Errorf("%s: %s: %v", when, i.Name, err)
 		}
 		if i.Kind == snapshot.Active && len(chain) > 0 {
-			root, err := s.kernel.Overlay(overlay{dir: s.dir, upper: relFS(r.ID), work: fmt.Sprintf("%d/work", r.ID), lower: relAll(chain), options: s.options})
+			into, done, err := sn.d.Extract(t.Context(), sn.known(i.Name, r, chain), false)
 			if err != nil {
-				t.Errorf("%s: mount of %s: %v", when, i.Name, err)
+				t.Errorf("%s: %s: %v", when, i.Name, err)
 				continue
 			}
-			root.Close()
+			root, err := into.Root()
+			if err != nil {
+				t.Errorf("%s: mount of %s: %v", when, i.Name, err)
+			} else {
+				root.Close()
+			}
+			if err := done(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	for key := range a.prepared {
@@ -292,20 +302,13 @@ func check(t *testing.T, cfg Config, when string, a ack) {
 	wantTidy(t, s, when)
 }
 
-func relAll(ids []uint64) (all []string) {
-	for _, id := range ids {
-		all = append(all, relFS(id))
-	}
-	return all
-}
-
 // wantTidy finds no directory that is nobody's.
 func wantTidy(t *testing.T, s *Store, when string) {
 	t.Helper()
 	if err := s.empty(t.Context()); err != nil {
 		t.Errorf("%s: empty: %v", when, err)
 	}
-	found, err := s.directories()
+	found, err := s.trees(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,24 +3,20 @@
 //
 // # On disk
 //
-//	<root>/overlayfs/snapshots/<id>/fs     the files of one snapshot, 0755
-//	<root>/overlayfs/snapshots/<id>/work   scratch of overlayfs, if it is active
-//	<root>/overlayfs/probe/                to see whether overlays can be made
-//	<root>/db/                             records, see package kv
+//	<root>/<snapshotter>/   trees of snapshots, see the snapshotter's package
+//	<root>/db/              records, see package kv
 //
-// A view of something has no directory. Ids are never used again. The records,
-// by key:
+// What has the trees is a [driver.Driver] for each snapshotter, which has no
+// records and knows a tree by its id. Ids are never used again. The records, by
+// key:
 //
 //	snapshot <snapshotter> <namespace> <name>          id, kind, parent, labels, times, usage
 //	child <snapshotter> <namespace> <parent> <child>   the same, the other way round
-//	dir <id>                                           whose directory it is
-//	trash <id>                                         a directory whose snapshot is gone
+//	dir <id>                                           whose tree it is
+//	trash <id>                                         a tree whose snapshot is gone
 //	member <namespace> <lease> <generation> <type> <id>   members of a lease
 //	last                                               the highest id that was used
 //	outbox, outbox.next                                see package outbox
-//
-// A layer that was extracted without its parents (a rebase is to come) leaves
-// attributes on directories, see package layer, which the commit takes away.
 //
 // # What survives a crash
 //

@@ -65,7 +65,7 @@ func TestFullDisk(t *testing.T) {
 	if _, err := sn.Prepare(t.Context(), "after", "base", snapshot.Options{}); err != nil {
 		t.Errorf("Prepare when there is room again: %v", err)
 	}
-	if entries, err := os.ReadDir(s.dir); len(entries) != 2 || err != nil {
+	if entries, err := os.ReadDir(s.dir()); len(entries) != 2 || err != nil {
 		t.Errorf("%d directories, %v, want 2", len(entries), err)
 	}
 }

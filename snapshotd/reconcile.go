@@ -5,15 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"maps"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/driver"
 )
 
 // reconcile compares the records with the directories and mends what differs:
@@ -21,7 +21,8 @@ import (
 // that a power failure took are made anew. A committed snapshot without files
 // can only be reported.
 func (s *Store) reconcile() error {
-	found, err := s.directories()
+	ctx := context.Background()
+	found, err := s.trees(ctx)
 	if err != nil {
 		return err
 	}
@@ -31,7 +32,7 @@ func (s *Store) reconcile() error {
 		if err := tx.GetJSON(lastKey, &last); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 			return err
 		}
-		if all, err = keptDirs(tx); err != nil {
+		if all, err = keptTrees(tx); err != nil {
 			return err
 		}
 		for key := range tx.Scan(kv.Key("trash", ""), nil) {
@@ -54,24 +55,24 @@ func (s *Store) reconcile() error {
 		last = max(last, k.record.ID)
 	}
 	s.last.Store(last)
-	if err := s.trash(found); err != nil {
+	if err := s.trash(ctx, found); err != nil {
 		return fmt.Errorf("reconcile: %w", err)
 	}
 	for _, k := range all {
-		if err := s.mend(k); err != nil {
+		if err := s.mend(ctx, k); err != nil {
 			return fmt.Errorf("reconcile: directory %d: %w", k.record.ID, err)
 		}
 	}
 	return nil
 }
 
-// A kept directory is that of a snapshot.
+// A kept tree is that of a snapshot.
 type kept struct {
 	owner  owner
 	record record
 }
 
-func keptDirs(tx *kv.Tx) (all []kept, err error) {
+func keptTrees(tx *kv.Tx) (all []kept, err error) {
 	for key, value := range tx.Scan(kv.Key("dir", ""), nil) {
 		var k kept
 		if err := json.Unmarshal(value, &k.owner); err != nil {
@@ -85,40 +86,33 @@ func keptDirs(tx *kv.Tx) (all []kept, err error) {
 	return all, nil
 }
 
-// directories returns the ids that have a directory, whole or not.
-func (s *Store) directories() (map[uint64]bool, error) {
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return nil, err
-	}
-	found := make(map[uint64]bool, len(entries))
-	for _, e := range entries {
-		id, err := strconv.ParseUint(e.Name(), 10, 64)
-		if err != nil || strconv.FormatUint(id, 10) != e.Name() {
-			s.log.Warn("something else is among the snapshots", "dir", s.dir, "name", e.Name())
-			continue
+// trees returns the snapshotter of each id that has a tree, whole or not.
+func (s *Store) trees(ctx context.Context) (map[uint64]string, error) {
+	found := make(map[uint64]string)
+	for name, d := range s.drivers {
+		ids, err := d.IDs(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("snapshotter %s: %w", name, err)
 		}
-		found[id] = true
+		for _, id := range ids {
+			found[id] = name
+		}
 	}
 	return found, nil
 }
 
-// trash gives directories without a record to the collector.
-func (s *Store) trash(ids map[uint64]bool) error {
-	if len(ids) == 0 {
+// trash gives trees without a record to the collector.
+func (s *Store) trash(ctx context.Context, found map[uint64]string) error {
+	if len(found) == 0 {
 		return nil
 	}
-	s.log.Info("found directories without a snapshot", "count", len(ids))
-	all := make([]uint64, 0, len(ids))
-	for id := range ids {
-		all = append(all, id)
-	}
+	s.log.Info("found directories without a snapshot", "count", len(found))
 	now := time.Now().UTC()
-	for part := range slices.Chunk(all, dropMax) {
-		if err := s.db.Release(context.Background(), func(tx *kv.Tx) error {
+	for part := range slices.Chunk(slices.Collect(maps.Keys(found)), dropMax) {
+		if err := s.db.Release(ctx, func(tx *kv.Tx) error {
 			var errs []error
 			for _, id := range part {
-				errs = append(errs, tx.PutJSON(trashKey(id), trash{Since: now}))
+				errs = append(errs, tx.PutJSON(trashKey(id), trash{Since: now, Snapshotter: found[id]}))
 			}
 			return errors.Join(errs...)
 		}); err != nil {
@@ -128,34 +122,34 @@ func (s *Store) trash(ids map[uint64]bool) error {
 	return nil
 }
 
-// mend makes anew what a snapshot has lost of its directory.
-func (s *Store) mend(k kept) error {
-	r := k.record
-	missing := !isDir(s.fs(r.ID)) || r.Kind == snapshot.Active && !isDir(s.work(r.ID))
-	if !missing {
+// mend makes anew what a snapshot has lost of its tree.
+func (s *Store) mend(ctx context.Context, k kept) error {
+	d, ok := s.drivers[k.owner.Snapshotter]
+	if !ok {
 		return nil
 	}
-	if r.Kind == snapshot.Committed {
-		s.log.Error("the files of a snapshot are gone", "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "dir", s.path(r.ID))
-		return nil
-	}
-	var chain []uint64
-	if err := s.db.View(func(tx *kv.Tx) (err error) {
-		chain, err = k.owner.shelf().chain(tx, r.Parent)
+	var own driver.Snapshot
+	if err := s.db.View(func(tx *kv.Tx) error {
+		h := k.owner.shelf()
+		parents, err := h.chain(tx, k.record.Parent)
+		own = h.known(k.owner.Name, k.record, parents)
 		return err
 	}); err != nil {
 		return err
 	}
-	// One snapshot that cannot be mended keeps the daemon from nothing.
-	if err := s.makeDir(r, chain); err != nil {
-		s.log.Error("cannot make the directory of a snapshot anew", "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "dir", s.path(r.ID), "err", err)
+	if d.Has(ctx, own) {
 		return nil
 	}
-	s.log.Warn("made the directory of a snapshot anew", "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "dir", s.path(r.ID))
+	log := s.log.With("snapshotter", k.owner.Snapshotter, "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "id", own.ID)
+	if own.Kind == snapshot.Committed {
+		log.Error("the files of a snapshot are gone")
+		return nil
+	}
+	// One snapshot that cannot be mended keeps the daemon from nothing.
+	if err := d.Create(ctx, own); err != nil {
+		log.Error("cannot make the directory of a snapshot anew", "err", err)
+		return nil
+	}
+	log.Warn("made the directory of a snapshot anew")
 	return nil
-}
-
-func isDir(path string) bool {
-	fi, err := os.Lstat(path)
-	return err == nil && fi.IsDir()
 }

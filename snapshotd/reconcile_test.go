@@ -21,6 +21,8 @@ import (
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/driver"
+	"github.com/gantryd/gantry/snapshotd/kernel"
 )
 
 // whose returns the owner of a directory, or nil.
@@ -62,9 +64,9 @@ func TestOpenMendsWhatDiffers(t *testing.T) {
 	}
 	for _, err := range []error{
 		os.RemoveAll(s.path(1)), os.RemoveAll(s.path(3)), os.RemoveAll(s.path(4)),
-		os.MkdirAll(filepath.Join(s.dir, "4711", "fs", "x"), 0o755),
-		os.MkdirAll(filepath.Join(s.dir, "lost+found"), 0o755),
-		os.MkdirAll(filepath.Join(s.dir, "007"), 0o755),
+		os.MkdirAll(filepath.Join(s.dir(), "4711", "fs", "x"), 0o755),
+		os.MkdirAll(filepath.Join(s.dir(), "lost+found"), 0o755),
+		os.MkdirAll(filepath.Join(s.dir(), "007"), 0o755),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -97,7 +99,7 @@ func TestOpenMendsWhatDiffers(t *testing.T) {
 	if err := s.empty(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	entries, err := os.ReadDir(s.dir)
+	entries, err := os.ReadDir(s.dir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +129,7 @@ func TestDirectoriesAreTightened(t *testing.T) {
 		}
 	}
 	s := openTest(t, cfg, testNeeds(t))
-	for _, dir := range []string{cfg.Root, filepath.Join(cfg.Root, "db"), filepath.Dir(s.dir), s.dir} {
+	for _, dir := range []string{cfg.Root, filepath.Join(cfg.Root, "db"), filepath.Dir(s.dir()), s.dir()} {
 		if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o700 {
 			t.Errorf("%s is %v, %v, want mode 0700", dir, fi.Mode(), err)
 		}
@@ -163,10 +165,10 @@ func TestForeignRootIsRefused(t *testing.T) {
 // noKernel has no overlayfs.
 type noKernel struct{}
 
-func (noKernel) Overlay(overlay) (*os.File, error) { return nil, errors.New("no such device") }
+func (noKernel) Overlay(kernel.Overlay) (*os.File, error) { return nil, errors.New("no such device") }
 
 func TestWithoutOverlayfsTheDaemonRuns(t *testing.T) {
-	s, err := open(testConfig(t), quietNeeds(t), files{}, noKernel{})
+	s, err := open(testConfig(t), quietNeeds(t), driver.Files{}, noKernel{})
 	if err != nil {
 		t.Fatalf("open: %v", err)
 	}
@@ -184,7 +186,7 @@ func TestWithoutOverlayfsTheDaemonRuns(t *testing.T) {
 
 // stubborn does not remove some directories.
 type stubborn struct {
-	disk
+	driver.Disk
 	mu    sync.Mutex
 	keeps map[string]bool
 }
@@ -196,13 +198,13 @@ func (d *stubborn) RemoveTree(ctx context.Context, path string) error {
 	if keeps {
 		return errors.New("device or resource busy")
 	}
-	return d.disk.RemoveTree(ctx, path)
+	return d.Disk.RemoveTree(ctx, path)
 }
 
 func TestOneThatStaysDoesNotKeepTheOthers(t *testing.T) {
 	needRoot(t)
-	d := &stubborn{disk: files{}, keeps: map[string]bool{"2": true}}
-	s, err := open(testConfig(t), quietNeeds(t), d, newKernel())
+	d := &stubborn{Disk: driver.Files{}, keeps: map[string]bool{"2": true}}
+	s, err := open(testConfig(t), quietNeeds(t), d, kernel.New())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +239,7 @@ func TestOneThatStaysDoesNotKeepTheOthers(t *testing.T) {
 
 func dirs(t *testing.T, s *Store) (names []string) {
 	t.Helper()
-	entries, err := os.ReadDir(s.dir)
+	entries, err := os.ReadDir(s.dir())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,18 +3,21 @@ package snapshotd
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/driver"
 )
 
 // A record is what is kept of a snapshot; its key is its name.
 type record struct {
-	ID      uint64            `json:"id"` // its directory
+	ID      uint64            `json:"id"` // of its tree
 	Kind    snapshot.Kind     `json:"kind"`
 	Parent  string            `json:"parent,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
@@ -22,6 +25,10 @@ type record struct {
 	Updated time.Time         `json:"updated"`
 	Inodes  int64             `json:"inodes,omitempty"` // of a committed one
 	Size    int64             `json:"size,omitempty"`   // of a committed one, in bytes
+
+	// Key is what an external snapshotter calls it, if that is not what ref
+	// makes of the rest.
+	Key string `json:"key,omitempty"`
 }
 
 func (r record) info(name string) snapshot.Info {
@@ -30,9 +37,10 @@ func (r record) info(name string) snapshot.Info {
 	}
 }
 
-// hasDir tells whether the snapshot has a directory: a view of something needs
-// none.
-func (r record) hasDir() bool { return r.Kind != snapshot.View || r.Parent == "" }
+// hasTree tells whether the snapshot has a tree of its own.
+func (r record) hasTree(t driver.Traits) bool {
+	return r.Kind != snapshot.View || r.Parent == "" || t.Views
+}
 
 // An owner is whose a directory is.
 type owner struct {
@@ -43,9 +51,11 @@ type owner struct {
 
 func (o owner) shelf() shelf { return shelf{o.Snapshotter, o.Namespace} }
 
-// A piece of trash is a directory whose snapshot is gone.
+// A piece of trash is a tree whose snapshot is gone.
 type trash struct {
-	Since time.Time `json:"since"`
+	Since       time.Time `json:"since"`
+	Snapshotter string    `json:"snapshotter"`
+	Key         string    `json:"key"` // see driver.Ref
 }
 
 func hexID(id uint64) string { return fmt.Sprintf("%016x", id) }
@@ -98,13 +108,13 @@ func (h shelf) exists(tx *kv.Tx, name string) (bool, error) {
 	return true, nil
 }
 
-// put writes a record and the rows that go with it.
-func (h shelf) put(tx *kv.Tx, name string, r record) error {
+// put writes a record and the rows that go with it, by what its driver is like.
+func (h shelf) put(tx *kv.Tx, name string, r record, t driver.Traits) error {
 	errs := []error{tx.PutJSON(h.recordKey(name), r)}
 	if r.Parent != "" {
 		errs = append(errs, tx.Put(h.childKey(r.Parent, name), nil))
 	}
-	if r.hasDir() {
+	if r.hasTree(t) {
 		errs = append(errs, tx.PutJSON(dirKey(r.ID), owner{h.snapshotter, h.namespace, name}))
 	}
 	return errors.Join(errs...)
@@ -138,19 +148,41 @@ func (h shelf) checkParent(tx *kv.Tx, name string) error {
 	return nil
 }
 
-// chain returns the directories of name and of what is below it, the topmost
-// first; none for an empty name.
-func (h shelf) chain(tx *kv.Tx, name string) ([]uint64, error) {
-	var ids []uint64
+// ref names the tree of a snapshot.
+func (h shelf) ref(name string, r record) driver.Ref {
+	if r.Key != "" {
+		return driver.Ref{ID: r.ID, Key: r.Key}
+	}
+	return driver.Ref{ID: r.ID, Key: h.namespace + "/" + strconv.FormatUint(r.ID, 10) + "/" + name}
+}
+
+// known is what a driver has to know of a snapshot.
+func (h shelf) known(name string, r record, parents []driver.Ref) driver.Snapshot {
+	return driver.Snapshot{Ref: h.ref(name, r), Kind: r.Kind, Parents: parents, Labels: inherited(r.Labels)}
+}
+
+// inherited are the labels that are handed down to drivers.
+func inherited(labels map[string]string) map[string]string {
+	down := maps.Clone(labels)
+	maps.DeleteFunc(down, func(k, _ string) bool {
+		return !strings.HasPrefix(k, snapshot.LabelInherited) && k != snapshot.LabelTarget
+	})
+	return down
+}
+
+// chain returns the trees of name and of what is below it, the topmost first;
+// none for an empty name.
+func (h shelf) chain(tx *kv.Tx, name string) ([]driver.Ref, error) {
+	var refs []driver.Ref
 	for name != "" {
 		r, err := h.get(tx, name)
 		if err != nil {
-			return nil, fmt.Errorf("parent %w: %w", err, errdefs.ErrDataLoss)
+			return nil, fmt.Errorf("parent %v: %w", err, errdefs.ErrDataLoss)
 		}
-		ids = append(ids, r.ID)
+		refs = append(refs, h.ref(name, r))
 		name = r.Parent
 	}
-	return ids, nil
+	return refs, nil
 }
 
 // raiseLast notes that ids up to id have been used.

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/filter"
@@ -19,13 +18,14 @@ import (
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
-	"github.com/gantryd/gantry/snapshotd/tree"
+	"github.com/gantryd/gantry/snapshotd/driver"
 )
 
 // snapshots are those of one scope in one snapshotter.
 type snapshots struct {
 	s     *Store
 	scope namespace.Scope
+	d     driver.Driver
 	shelf
 }
 
@@ -37,8 +37,8 @@ func (n snapshots) Stat(_ context.Context, key string) (snapshot.Info, error) {
 	return r.info(key), err
 }
 
-// read returns a record and the directories of its parents.
-func (n snapshots) read(key string) (r record, chain []uint64, err error) {
+// read returns a record and the trees of its parents.
+func (n snapshots) read(key string) (r record, chain []driver.Ref, err error) {
 	err = n.s.db.View(func(tx *kv.Tx) error {
 		if r, err = n.get(tx, key); err != nil {
 			return err
@@ -72,42 +72,22 @@ func (n snapshots) Update(ctx context.Context, info snapshot.Info, fields ...str
 
 // Usage implements snapshot.Store.
 func (n snapshots) Usage(ctx context.Context, key string) (snapshot.Usage, error) {
-	r, _, err := n.read(key)
+	r, chain, err := n.read(key)
 	if err != nil {
 		return snapshot.Usage{}, err
 	}
 	if r.Kind != snapshot.Active {
 		return snapshot.Usage{Inodes: r.Inodes, Size: r.Size}, nil
 	}
-	u, err := n.s.measure(ctx, r.ID)
+	u, err := n.d.Usage(ctx, n.known(key, r, chain))
 	if errors.Is(err, os.ErrNotExist) {
 		return snapshot.Usage{}, fmt.Errorf("snapshot %s: %w", key, errdefs.ErrNotFound) // removed meanwhile
 	}
 	return u, err
 }
 
-func (s *Store) measure(ctx context.Context, id uint64) (snapshot.Usage, error) {
-	dir, err := s.openFS(id)
-	if err != nil {
-		return snapshot.Usage{}, err
-	}
-	defer dir.Close()
-	u, err := tree.Measure(ctx, int(dir.Fd()))
-	return snapshot.Usage(u), err
-}
-
-// openFS opens the files of a snapshot, for paths only.
-func (s *Store) openFS(id uint64) (*os.File, error) {
-	path := s.fs(id)
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
-}
-
 // Mounts implements snapshot.Store.
-func (n snapshots) Mounts(_ context.Context, key string) ([]mount.Mount, error) {
+func (n snapshots) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	r, chain, err := n.read(key)
 	if err != nil {
 		return nil, err
@@ -115,7 +95,7 @@ func (n snapshots) Mounts(_ context.Context, key string) ([]mount.Mount, error) 
 	if r.Kind == snapshot.Committed {
 		return nil, fmt.Errorf("snapshot %s is committed: %w", key, errdefs.ErrFailedPrecondition)
 	}
-	return n.s.mounts(r, chain), nil
+	return n.d.Mounts(ctx, n.known(key, r, chain))
 }
 
 // Prepare implements snapshot.Store.
@@ -130,14 +110,14 @@ func (n snapshots) View(ctx context.Context, key, parent string, o snapshot.Opti
 
 func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent string, o snapshot.Options) ([]mount.Mount, error) {
 	o.Parent = ""
-	if err := errors.Join(snapshot.CheckKey(key), o.Check(n.s.Traits())); err != nil {
+	if err := errors.Join(snapshot.CheckKey(key), o.Check(n.d.Traits().Traits)); err != nil {
 		return nil, err
 	}
 	l, err := n.s.lookup(ctx, n.scope)
 	if err != nil {
 		return nil, err
 	}
-	var chain []uint64
+	var chain []driver.Ref
 	if err := n.s.db.View(func(tx *kv.Tx) error {
 		// Only to spare the directory: the answer is given below.
 		if taken, err := n.taken(tx, key, o); taken != "" || err != nil {
@@ -150,12 +130,13 @@ func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent s
 	}
 
 	r := record{ID: n.s.last.Add(1), Kind: kind, Parent: parent, Labels: label.Clean(o.Labels)}
-	// The directory before the record: a record has a directory at any
-	// moment. It is not synced: before its commit nothing in it is durable,
-	// and if it is lost, Open makes it anew.
-	if r.hasDir() {
-		if err := n.s.makeDir(r, chain); err != nil {
-			return nil, errors.Join(fmt.Errorf("snapshot %s: %w", key, err), n.s.abandon(r.ID))
+	// The tree before the record: a record has a tree at any moment. It is not
+	// synced: before its commit nothing in it is durable, and if it is lost,
+	// Open makes it anew.
+	own := n.known(key, r, chain)
+	if r.hasTree(n.d.Traits()) {
+		if err := n.d.Create(ctx, own); err != nil {
+			return nil, errors.Join(fmt.Errorf("snapshot %s: %w", key, err), n.abandon(own.Ref))
 		}
 	}
 	taken, chain, err := n.insert(ctx, l, key, &r, o)
@@ -163,9 +144,9 @@ func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent s
 		err = fmt.Errorf("snapshot %s: %w", taken, errdefs.ErrAlreadyExists)
 	}
 	if err != nil {
-		return nil, errors.Join(err, n.s.abandon(r.ID))
+		return nil, errors.Join(err, n.abandon(own.Ref))
 	}
-	return n.s.mounts(r, chain), nil
+	return n.d.Mounts(ctx, n.known(key, r, chain))
 }
 
 // taken returns the name of the snapshot that is there already in the place of
@@ -182,8 +163,8 @@ func (n snapshots) taken(tx *kv.Tx, key string, o snapshot.Options) (string, err
 	return "", nil
 }
 
-// below returns the directories under a child of parent, which may be none.
-func (n snapshots) below(tx *kv.Tx, parent string) ([]uint64, error) {
+// below returns the trees under a child of parent, which may be none.
+func (n snapshots) below(tx *kv.Tx, parent string) ([]driver.Ref, error) {
 	if parent == "" {
 		return nil, nil
 	}
@@ -195,7 +176,7 @@ func (n snapshots) below(tx *kv.Tx, parent string) ([]uint64, error) {
 
 // insert writes the record of a new snapshot, unless there is one already,
 // which becomes a resource of the lease in its place.
-func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *record, o snapshot.Options) (taken string, chain []uint64, err error) {
+func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *record, o snapshot.Options) (taken string, chain []driver.Ref, err error) {
 	err = n.s.db.Update(ctx, func(tx *kv.Tx) error {
 		if taken, err = n.taken(tx, key, o); err != nil {
 			return err
@@ -208,7 +189,7 @@ func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *recor
 		}
 		r.Created = time.Now().UTC()
 		r.Updated = r.Created
-		if err := errors.Join(raiseLast(tx, r.ID), n.put(tx, key, *r), n.join(tx, l, key)); err != nil {
+		if err := errors.Join(raiseLast(tx, r.ID), n.put(tx, key, *r, n.d.Traits()), n.join(tx, l, key)); err != nil {
 			return err
 		}
 		if r.Kind != snapshot.Active {
@@ -222,32 +203,15 @@ func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *recor
 	return taken, chain, err
 }
 
-// makeDir makes the directory of a snapshot, which looks like its parent's.
-func (s *Store) makeDir(r record, chain []uint64) error {
-	if err := s.disk.Mkdir(s.path(r.ID), 0o700); err != nil {
-		return err
-	}
-	if err := s.disk.Mkdir(s.fs(r.ID), 0o755); err != nil {
-		return err
-	}
-	if len(chain) > 0 {
-		var st unix.Stat_t
-		if err := unix.Lstat(s.fs(chain[0]), &st); err != nil {
-			return fmt.Errorf("parent: %w", err)
-		}
-		if err := s.disk.Chown(s.fs(r.ID), int(st.Uid), int(st.Gid)); err != nil {
-			return err
-		}
-	}
-	if r.Kind != snapshot.Active {
-		return nil
-	}
-	return s.disk.Mkdir(s.work(r.ID), 0o711)
-}
+// abandonTime is how long the tree of a snapshot that was not made may take to
+// go.
+const abandonTime = 30 * time.Second
 
-// abandon removes a directory that got no record. What it leaves, Open finds.
-func (s *Store) abandon(id uint64) error {
-	return s.disk.RemoveTree(context.Background(), s.path(id))
+// abandon removes a tree that got no record. What it leaves, Open finds.
+func (n snapshots) abandon(r driver.Ref) error {
+	ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
+	defer cancel()
+	return n.d.Remove(ctx, r)
 }
 
 // Remove implements snapshot.Store.
@@ -264,9 +228,9 @@ func (n snapshots) Remove(ctx context.Context, key string) error {
 		if err := errors.Join(n.drop(tx, key, r), n.leave(tx, n.scope.Lease, key)); err != nil {
 			return err
 		}
-		if r.hasDir() {
+		if r.hasTree(n.d.Traits()) {
 			// The files are garbage from this moment, whatever happens next.
-			if err := tx.PutJSON(trashKey(r.ID), trash{Since: now}); err != nil {
+			if err := tx.PutJSON(trashKey(r.ID), trash{now, n.snapshotter, n.ref(key, r).Key}); err != nil {
 				return err
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -29,6 +30,8 @@ import (
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/snapshot/snapshotrpc"
 	"github.com/gantryd/gantry/services/snapshot/snapshottest"
+	"github.com/gantryd/gantry/snapshotd/driver"
+	"github.com/gantryd/gantry/snapshotd/kernel"
 	"github.com/gantryd/gantry/snapshotd/tree"
 )
 
@@ -56,7 +59,7 @@ func testConfig(t testing.TB) Config {
 		t.Fatalf("MkdirTemp: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := (files{}).RemoveTree(context.Background(), dir); err != nil {
+		if err := (driver.Files{}).RemoveTree(context.Background(), dir); err != nil {
 			t.Errorf("RemoveTree: %v", err)
 		}
 	})
@@ -74,8 +77,13 @@ func testNeeds(t testing.TB) Needs {
 // openTest opens a store that is closed with the test.
 func openTest(t testing.TB, cfg Config, needs Needs) *Store {
 	t.Helper()
+	return openOn(t, cfg, needs, kernel.New())
+}
+
+func openOn(t testing.TB, cfg Config, needs Needs, k kernel.Kernel) *Store {
+	t.Helper()
 	needRoot(t)
-	s, err := Open(cfg, needs)
+	s, err := open(cfg, needs, driver.Files{}, k)
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}
@@ -86,6 +94,12 @@ func openTest(t testing.TB, cfg Config, needs Needs) *Store {
 	})
 	return s
 }
+
+// Where overlayfs keeps what.
+func (s *Store) dir() string           { return filepath.Join(s.rootOf(Overlayfs), "snapshots") }
+func (s *Store) path(id uint64) string { return filepath.Join(s.dir(), strconv.FormatUint(id, 10)) }
+func (s *Store) fs(id uint64) string   { return filepath.Join(s.path(id), "fs") }
+func (s *Store) work(id uint64) string { return filepath.Join(s.path(id), "work") }
 
 func openLeases(t testing.TB, leases lease.Registry) *Store {
 	needs := testNeeds(t)
@@ -102,7 +116,7 @@ func openBlobs(t testing.TB, blobs content.Stores) *Store {
 func TestSnapshots(t *testing.T) {
 	snapshottest.Run(t, func(t *testing.T, leases lease.Registry) snapshottest.Fixture {
 		s := openLeases(t, leases)
-		return snapshottest.Fixture{Stores: s, Snapshotter: Overlayfs, Traits: s.Traits(), Members: s, Holder: s}
+		return snapshottest.Fixture{Stores: s, Snapshotter: Overlayfs, Traits: s.drivers[Overlayfs].Traits().Traits, Members: s, Holder: s}
 	})
 }
 
@@ -115,7 +129,7 @@ func TestSnapshotsAcrossTheWire(t *testing.T) {
 			namespacerpc.RegisterHolder(r, s)
 		})
 		return snapshottest.Fixture{
-			Stores: snapshotrpc.NewClient(conn), Snapshotter: Overlayfs, Traits: s.Traits(),
+			Stores: snapshotrpc.NewClient(conn), Snapshotter: Overlayfs, Traits: s.drivers[Overlayfs].Traits().Traits,
 			Members: leaserpc.NewMembers(conn), Holder: namespacerpc.NewHolder(conn),
 		}
 	})
@@ -193,20 +207,24 @@ func applyLayer(t testing.TB, s *Store, blobs content.Stores, scope namespace.Sc
 	}
 }
 
+// treeOf opens the files of a snapshot as a container sees them.
+func treeOf(t testing.TB, sn snapshots, key string) *os.File {
+	t.Helper()
+	r, chain, err := sn.read(key)
+	if err != nil {
+		t.Fatalf("files of %q: %v", key, err)
+	}
+	root, err := sn.d.Tree(t.Context(), sn.known(key, r, chain))
+	if err != nil {
+		t.Fatalf("files of %q: %v", key, err)
+	}
+	return root
+}
+
 // look describes what a container would see in a snapshot.
 func look(t testing.TB, s *Store, scope namespace.Scope, key string) map[string]string {
 	t.Helper()
-	r, chain, err := in(t, s, scope).read(key)
-	if err != nil {
-		t.Fatalf("files of %q: %v", key, err)
-	}
-	if r.Kind != snapshot.View {
-		chain = append([]uint64{r.ID}, chain...)
-	}
-	root, err := s.lowerTree(chain)
-	if err != nil {
-		t.Fatalf("files of %q: %v", key, err)
-	}
+	root := treeOf(t, in(t, s, scope), key)
 	defer root.Close()
 	return describe(t, int(root.Fd()))
 }

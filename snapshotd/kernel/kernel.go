@@ -1,4 +1,5 @@
-package snapshotd
+// Package kernel asks the kernel for mounts that are mounted nowhere.
+package kernel
 
 import (
 	"errors"
@@ -12,32 +13,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An overlay is what the kernel is asked to stack. Paths are relative to dir.
-type overlay struct {
-	dir     string   // absolute
-	upper   string   // empty for one that can only be read
-	work    string   // beside upper
-	lower   []string // the topmost first
-	options []string // such as "index=off"
+// An Overlay is what the kernel is asked to stack. Paths are relative to Dir.
+type Overlay struct {
+	Dir     string   // absolute
+	Upper   string   // empty for one that can only be read
+	Work    string   // beside Upper
+	Lower   []string // the topmost first
+	Options []string // such as "index=off"
 }
 
-// kernel is how this package asks for mounts. What it returns is mounted
-// nowhere: it is reached by its descriptor and gone when that is closed, so
-// that a daemon that dies leaves nothing behind.
-type kernel interface {
-	Overlay(o overlay) (*os.File, error)
+// A Kernel makes mounts. What it returns is mounted nowhere: it is reached by
+// its descriptor and gone when that is closed, so that a daemon that dies leaves
+// nothing behind.
+type Kernel interface {
+	Overlay(o Overlay) (*os.File, error)
 }
 
-// linux is the real kernel.
-type linux struct {
+// Linux is the real kernel.
+type Linux struct {
 	// old is set once the kernel did not know how to add one layer at a time
 	// (before 6.8).
 	old *atomic.Bool
 }
 
-func newKernel() linux { return linux{old: new(atomic.Bool)} }
+var _ Kernel = Linux{}
 
-func (k linux) Overlay(o overlay) (*os.File, error) {
+// New returns the kernel that there is, which is asked in the newest way that it
+// knows.
+func New() Linux { return Linux{old: new(atomic.Bool)} }
+
+// Old returns the kernel that there is, asked as one before 6.8 has to be.
+func Old() Linux {
+	k := New()
+	k.old.Store(true)
+	return k
+}
+
+// Overlay implements Kernel.
+func (k Linux) Overlay(o Overlay) (*os.File, error) {
 	if !k.old.Load() {
 		f, err := o.detached()
 		if !errors.Is(err, errOldKernel) {
@@ -51,7 +64,7 @@ func (k linux) Overlay(o overlay) (*os.File, error) {
 var errOldKernel = errors.New("the kernel does not know lowerdir+")
 
 // detached makes the mount with the new system calls, which attach it nowhere.
-func (o overlay) detached() (*os.File, error) {
+func (o Overlay) detached() (*os.File, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENOSYS) {
 		return nil, errOldKernel
@@ -60,8 +73,8 @@ func (o overlay) detached() (*os.File, error) {
 		return nil, fmt.Errorf("overlay: %w", err)
 	}
 	defer unix.Close(fs)
-	for _, l := range o.lower {
-		err := unix.FsconfigSetString(fs, "lowerdir+", filepath.Join(o.dir, l))
+	for _, l := range o.Lower {
+		err := unix.FsconfigSetString(fs, "lowerdir+", filepath.Join(o.Dir, l))
 		if errors.Is(err, unix.EINVAL) {
 			return nil, errOldKernel
 		}
@@ -76,11 +89,11 @@ func (o overlay) detached() (*os.File, error) {
 			}
 		}
 	}
-	if o.upper != "" {
-		set("upperdir", filepath.Join(o.dir, o.upper))
-		set("workdir", filepath.Join(o.dir, o.work))
+	if o.Upper != "" {
+		set("upperdir", filepath.Join(o.Dir, o.Upper))
+		set("workdir", filepath.Join(o.Dir, o.Work))
 	}
-	for _, opt := range o.options {
+	for _, opt := range o.Options {
 		if key, value, ok := strings.Cut(opt, "="); ok {
 			set(key, value)
 		} else if err == nil {
@@ -112,7 +125,7 @@ func said(fs int) string {
 
 // private makes the mount on a thread in a mount namespace of its own, and
 // keeps a descriptor of it. The namespace ends with the thread.
-func (o overlay) private() (*os.File, error) {
+func (o Overlay) private() (*os.File, error) {
 	type result struct {
 		f   *os.File
 		err error
@@ -142,7 +155,7 @@ func (o overlay) private() (*os.File, error) {
 // mountHere mounts on the calling thread, which it takes out of the mount
 // namespace of the process. Unmounts outside are followed, so that the copies
 // of other mounts in the new namespace keep nothing busy.
-func (o overlay) mountHere() (*os.File, error) {
+func (o Overlay) mountHere() (*os.File, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return nil, fmt.Errorf("mount namespace: %w", err)
 	}
@@ -150,14 +163,14 @@ func (o overlay) mountHere() (*os.File, error) {
 		return nil, fmt.Errorf("mount namespace: %w", err)
 	}
 	// Relative paths: all options together are a page at most.
-	if err := unix.Chdir(o.dir); err != nil {
+	if err := unix.Chdir(o.Dir); err != nil {
 		return nil, err
 	}
-	options := append([]string{"lowerdir=" + strings.Join(o.lower, ":")}, o.options...)
-	if o.upper != "" {
-		options = append(options, "upperdir="+o.upper, "workdir="+o.work)
+	options := append([]string{"lowerdir=" + strings.Join(o.Lower, ":")}, o.Options...)
+	if o.Upper != "" {
+		options = append(options, "upperdir="+o.Upper, "workdir="+o.Work)
 	}
-	at := o.lower[0]
+	at := o.Lower[0]
 	if err := unix.Mount("overlay", at, "overlay", 0, strings.Join(options, ",")); err != nil {
 		return nil, fmt.Errorf("overlay: %w", err)
 	}
@@ -172,18 +185,26 @@ func (o overlay) mountHere() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "overlay"), nil
 }
 
-// inUserNamespace tells whether the process is root of a user namespace only,
+// InUserNamespace tells whether the process is root of a user namespace only,
 // where overlayfs keeps its marks in other attributes.
-func inUserNamespace() bool {
+func InUserNamespace() bool {
 	b, err := os.ReadFile("/proc/self/uid_map")
 	f := strings.Fields(string(b))
 	return err == nil && len(f) >= 3 && (f[0] != "0" || f[1] != "0" || f[2] != "4294967295")
 }
 
-// overlayOptions are what every overlay is mounted with.
-func overlayOptions() []string {
+// OverlayAttrs is the prefix of the attributes by which overlayfs stacks layers.
+func OverlayAttrs() string {
+	if InUserNamespace() {
+		return "user.overlay."
+	}
+	return "trusted.overlay."
+}
+
+// OverlayOptions are what every overlay is mounted with.
+func OverlayOptions() []string {
 	var options []string
-	if inUserNamespace() {
+	if InUserNamespace() {
 		options = append(options, "userxattr")
 	}
 	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
@@ -191,22 +212,4 @@ func overlayOptions() []string {
 		options = append(options, "index=off")
 	}
 	return options
-}
-
-// probe finds out whether overlays can be made on the file system of dir.
-func probe(k kernel, d disk, dir string, options []string) error {
-	const name = "probe"
-	parts := overlay{dir: dir, upper: name + "/upper", work: name + "/work", lower: []string{name + "/lower"}, options: options}
-	for _, p := range []string{name, parts.upper, parts.work, parts.lower[0]} {
-		if err := d.Mkdir(filepath.Join(dir, p), 0o700); err != nil {
-			return err
-		}
-	}
-	f, err := k.Overlay(parts)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &st)
 }

@@ -1,4 +1,4 @@
-package snapshotd
+package driver
 
 import (
 	"context"
@@ -12,10 +12,10 @@ import (
 	"github.com/gantryd/gantry/snapshotd/tree"
 )
 
-// disk is every way this package changes the file system, but for what is
-// inside a snapshot, and no other. It is here so that a test can stop the
-// machine between any two changes.
-type disk interface {
+// A Disk is every way drivers change the file system, but for what is inside a
+// snapshot, and no other. It is here so that a test can stop the machine between
+// any two changes.
+type Disk interface {
 	// Mkdir makes a directory of that mode, whatever the umask; one that is
 	// there is fine.
 	Mkdir(path string, mode fs.FileMode) error
@@ -29,10 +29,13 @@ type disk interface {
 	RemoveTree(ctx context.Context, path string) error
 }
 
-// files is the real disk.
-type files struct{}
+// Files is the real disk.
+type Files struct{}
 
-func (files) Mkdir(path string, mode fs.FileMode) error {
+var _ Disk = Files{}
+
+// Mkdir implements Disk.
+func (Files) Mkdir(path string, mode fs.FileMode) error {
 	if err := os.Mkdir(path, mode); errors.Is(err, fs.ErrExist) {
 		return nil
 	} else if err != nil {
@@ -41,9 +44,11 @@ func (files) Mkdir(path string, mode fs.FileMode) error {
 	return os.Chmod(path, mode)
 }
 
-func (files) Chown(path string, uid, gid int) error { return os.Lchown(path, uid, gid) }
+// Chown implements Disk.
+func (Files) Chown(path string, uid, gid int) error { return os.Lchown(path, uid, gid) }
 
-func (files) SyncFS(path string) error {
+// SyncFS implements Disk.
+func (Files) SyncFS(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -52,7 +57,8 @@ func (files) SyncFS(path string) error {
 	return unix.Syncfs(int(f.Fd()))
 }
 
-func (files) RemoveTree(ctx context.Context, path string) error {
+// RemoveTree implements Disk.
+func (Files) RemoveTree(ctx context.Context, path string) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
@@ -61,10 +67,10 @@ func (files) RemoveTree(ctx context.Context, path string) error {
 	return tree.Remove(ctx, int(dir.Fd()), filepath.Base(path))
 }
 
-// ownDir makes a directory of the daemon's own, and tightens it if it was
+// OwnDir makes a directory of the daemon's own, and tightens it if it was
 // found wider: what is in snapshots runs as anybody and is not to be reached
 // from outside.
-func ownDir(path string) error {
+func OwnDir(path string) error {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return err
 	}

@@ -1,4 +1,5 @@
-package snapshotd
+// Package rebase puts layers that were extracted alone over others.
+package rebase
 
 import (
 	"context"
@@ -10,35 +11,32 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/snapshotd/kernel"
 	"github.com/gantryd/gantry/snapshotd/layer"
 	"github.com/gantryd/gantry/snapshotd/tree"
 )
 
-// settle makes the files of a snapshot that was filled without a parent fit the
-// directories in lower, on which it is committed; none if it stays alone.
+// Onto makes the files of a snapshot that was filled without a parent fit the
+// tree that below opens, on which it is committed; below is nil if it stays
+// alone. Files that were not extracted detached are left as they are.
 //
 // What a layer could not know while it was extracted: whiteouts hide nothing
 // where there is nothing below, and would show up as devices; and directories
 // that it has no entry for are to look as they do below. A layer that goes
-// through a link of a layer below cannot be mended: it has to be extracted on
-// top of it, in order.
-func (s *Store) settle(ctx context.Context, id uint64, lower []uint64) error {
-	own, err := s.openFS(id)
-	if err != nil {
-		return err
-	}
-	defer own.Close()
+// through a link of a layer below is [errdefs.ErrFailedPrecondition]: it has to be
+// extracted on top of it, in order.
+func Onto(ctx context.Context, own *os.File, below func() (*os.File, error)) error {
 	r := rebase{own: int(own.Fd()), below: -1}
 	if detached, err := r.detached(); err != nil || !detached {
 		return err
 	}
-	if len(lower) > 0 {
-		below, err := s.lowerTree(lower)
+	if below != nil {
+		under, err := below()
 		if err != nil {
 			return err
 		}
-		defer below.Close()
-		r.below = int(below.Fd())
+		defer under.Close()
+		r.below = int(under.Fd())
 	}
 	// All of it is checked before any of it is changed.
 	for _, r.change = range []bool{false, true} {
@@ -47,18 +45,6 @@ func (s *Store) settle(ctx context.Context, id uint64, lower []uint64) error {
 		}
 	}
 	return r.root()
-}
-
-// lowerTree opens what the directories show together.
-func (s *Store) lowerTree(lower []uint64) (*os.File, error) {
-	if len(lower) == 1 {
-		return s.openFS(lower[0])
-	}
-	o := overlay{dir: s.dir, options: s.options}
-	for _, id := range lower {
-		o.lower = append(o.lower, relFS(id))
-	}
-	return s.kernel.Overlay(o)
 }
 
 // A rebase puts a tree over another.
@@ -198,7 +184,7 @@ func (r *rebase) mendRoot(fd int) error {
 			return err
 		}
 	}
-	opaque, err := hasAttr(fd, attrPrefix()+"opaque")
+	opaque, err := hasAttr(fd, kernel.OverlayAttrs()+"opaque")
 	if err != nil || !opaque {
 		return err
 	}
@@ -238,7 +224,7 @@ func (r *rebase) hideAll(fd int) error {
 		if err != nil {
 			return err
 		}
-		err = unix.Fsetxattr(dir, attrPrefix()+"opaque", []byte("y"), 0)
+		err = unix.Fsetxattr(dir, kernel.OverlayAttrs()+"opaque", []byte("y"), 0)
 		unix.Close(dir)
 		if err != nil {
 			return err

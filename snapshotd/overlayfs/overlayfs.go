@@ -1,0 +1,201 @@
+// Package overlayfs keeps each snapshot in a directory, which overlayfs stacks on
+// those of its parents.
+//
+//	<root>/snapshots/<id>/fs     the files of one snapshot, 0755
+//	<root>/snapshots/<id>/work   scratch of overlayfs, if it is active
+//	<root>/probe/                to see whether overlays can be made
+//
+// A view of something has no directory. A layer that was extracted without its
+// parents (a rebase is to come) leaves attributes on directories, see package
+// layer, which the commit takes away.
+package overlayfs
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/driver"
+	"github.com/gantryd/gantry/snapshotd/kernel"
+	"github.com/gantryd/gantry/snapshotd/layer"
+	"github.com/gantryd/gantry/snapshotd/rebase"
+	"github.com/gantryd/gantry/snapshotd/tree"
+)
+
+// A Driver is the trees below one directory.
+type Driver struct {
+	dirs    driver.Dirs
+	kernel  kernel.Kernel
+	options []string // of overlays
+}
+
+var (
+	_ driver.Driver  = (*Driver)(nil)
+	_ driver.Layered = (*Driver)(nil)
+)
+
+// Open opens or makes the trees below root, which must be a clean absolute path
+// without a comma, colon, backslash or quote. An error says why there can be no
+// overlays here.
+func Open(root string, env driver.Env) (*Driver, error) {
+	d := &Driver{
+		dirs:    driver.Dirs{Dir: filepath.Join(root, "snapshots"), Disk: env.Disk, Log: env.Log},
+		kernel:  env.Kernel,
+		options: kernel.OverlayOptions(),
+	}
+	if err := d.dirs.Own(root); err != nil {
+		return nil, err
+	}
+	return d, d.probe(root)
+}
+
+// probe finds out whether overlays can be made on the file system of root.
+func (d *Driver) probe(root string) error {
+	const name = "probe"
+	parts := kernel.Overlay{Dir: root, Upper: name + "/upper", Work: name + "/work", Lower: []string{name + "/lower"}, Options: d.options}
+	for _, p := range []string{name, parts.Upper, parts.Work, parts.Lower[0]} {
+		if err := d.dirs.Disk.Mkdir(filepath.Join(root, p), 0o700); err != nil {
+			return err
+		}
+	}
+	f, err := d.kernel.Overlay(parts)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st)
+}
+
+func (d *Driver) fs(id uint64) string   { return d.dirs.Path(id, "fs") }
+func (d *Driver) work(id uint64) string { return d.dirs.Path(id, "work") }
+
+// Traits implements driver.Driver.
+func (d *Driver) Traits() driver.Traits {
+	return driver.Traits{Traits: snapshot.Traits{Rebase: true}}
+}
+
+// Create implements driver.Driver. The tree looks like its parent's.
+func (d *Driver) Create(_ context.Context, s driver.Snapshot) error {
+	if err := d.dirs.Disk.Mkdir(d.dirs.Path(s.ID), 0o700); err != nil {
+		return err
+	}
+	if err := d.dirs.Disk.Mkdir(d.fs(s.ID), 0o755); err != nil {
+		return err
+	}
+	if len(s.Parents) > 0 {
+		var st unix.Stat_t
+		if err := unix.Lstat(d.fs(s.Parents[0].ID), &st); err != nil {
+			return fmt.Errorf("parent: %w", err)
+		}
+		if err := d.dirs.Disk.Chown(d.fs(s.ID), int(st.Uid), int(st.Gid)); err != nil {
+			return err
+		}
+	}
+	if s.Kind != snapshot.Active {
+		return nil
+	}
+	return d.dirs.Disk.Mkdir(d.work(s.ID), 0o711)
+}
+
+// Mounts implements driver.Driver.
+func (d *Driver) Mounts(_ context.Context, s driver.Snapshot) ([]mount.Mount, error) {
+	return d.mounts(s), nil
+}
+
+// overlay is what is stacked for a snapshot, or without it for its parents.
+func (d *Driver) overlay(parents []driver.Ref) kernel.Overlay {
+	o := kernel.Overlay{Dir: d.dirs.Dir, Options: d.options}
+	for _, p := range parents {
+		o.Lower = append(o.Lower, d.dirs.Rel(p.ID, "fs"))
+	}
+	return o
+}
+
+// Extract implements driver.Driver.
+func (d *Driver) Extract(_ context.Context, s driver.Snapshot, alone bool) (layer.Target, func() error, error) {
+	own, err := d.dirs.Open(s.ID, "fs")
+	if err != nil {
+		return layer.Target{}, nil, err
+	}
+	t := layer.Target{Own: own, Attr: kernel.OverlayAttrs(), Overlay: alone || len(s.Parents) > 0, Detached: alone}
+	if len(s.Parents) > 0 {
+		o := d.overlay(s.Parents)
+		o.Upper, o.Work = d.dirs.Rel(s.ID, "fs"), d.dirs.Rel(s.ID, "work")
+		t.Root = func() (*os.File, error) { return d.kernel.Overlay(o) }
+	}
+	return t, own.Close, nil
+}
+
+// Tree implements driver.Driver. What an active snapshot has is shown as a layer
+// like those below.
+func (d *Driver) Tree(_ context.Context, s driver.Snapshot) (*os.File, error) {
+	layers := s.Parents
+	if s.Kind != snapshot.View || len(s.Parents) == 0 {
+		layers = append([]driver.Ref{s.Ref}, s.Parents...)
+	}
+	return d.stack(layers)
+}
+
+func (d *Driver) stack(layers []driver.Ref) (*os.File, error) {
+	if len(layers) == 1 {
+		return d.dirs.Open(layers[0].ID, "fs")
+	}
+	return d.kernel.Overlay(d.overlay(layers))
+}
+
+// Upper implements driver.Layered.
+func (d *Driver) Upper(s driver.Snapshot) (*os.File, error) { return d.dirs.Open(s.ID, "fs") }
+
+// Commit implements driver.Driver.
+func (d *Driver) Commit(ctx context.Context, s, as driver.Snapshot) (snapshot.Usage, error) {
+	if len(s.Parents) == 0 {
+		if err := d.settle(ctx, s.ID, as.Parents); err != nil {
+			return snapshot.Usage{}, err
+		}
+	}
+	if err := d.dirs.Disk.SyncFS(d.dirs.Path(s.ID)); err != nil {
+		return snapshot.Usage{}, err
+	}
+	return d.Usage(ctx, as)
+}
+
+// settle puts what was filled alone on its parents.
+func (d *Driver) settle(ctx context.Context, id uint64, parents []driver.Ref) error {
+	own, err := d.dirs.Open(id, "fs")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	if len(parents) == 0 {
+		return rebase.Onto(ctx, own, nil)
+	}
+	return rebase.Onto(ctx, own, func() (*os.File, error) { return d.stack(parents) })
+}
+
+// Usage implements driver.Driver.
+func (d *Driver) Usage(ctx context.Context, s driver.Snapshot) (snapshot.Usage, error) {
+	dir, err := d.dirs.Open(s.ID, "fs")
+	if err != nil {
+		return snapshot.Usage{}, err
+	}
+	defer dir.Close()
+	u, err := tree.Measure(ctx, int(dir.Fd()))
+	return snapshot.Usage(u), err
+}
+
+// Remove implements driver.Driver.
+func (d *Driver) Remove(ctx context.Context, r driver.Ref) error { return d.dirs.Remove(ctx, r.ID) }
+
+// IDs implements driver.Driver.
+func (d *Driver) IDs(context.Context) ([]uint64, error) { return d.dirs.IDs() }
+
+// Has implements driver.Driver.
+func (d *Driver) Has(_ context.Context, s driver.Snapshot) bool {
+	return d.dirs.Has(s.ID, "fs") && (s.Kind != snapshot.Active || d.dirs.Has(s.ID, "work"))
+}
