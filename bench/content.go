@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -22,33 +19,29 @@ import (
 
 // contentOptions say how much is done.
 type contentOptions struct {
-	rounds  int
+	rules
 	blobs   int           // that are there to be asked for and listed
 	small   int           // written per round
 	writers int           // at once
 	calls   int           // of Info per round
 	large   int64         // bytes
 	idle    time.Duration // before memory is looked at
-	only    string
-	most    limits
 }
 
 // benchContent does the same to containerd's content store and to contentd's,
 // the latter also through the gateway, which is what clients dial.
 func benchContent(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("bench content", flag.ContinueOnError)
-	o := contentOptions{most: limits{}}
+	var o contentOptions
 	var p places
 	p.flags(fs)
 	mib := fs.Int64("large", 512, "size of the large blob in `MiB`")
-	fs.IntVar(&o.rounds, "n", 7, "counted `rounds`; one more comes first")
+	o.flags(fs, 7, "fail if the `work=ratio` of contentd to containerd is above this, or gateway.work=ratio of the gateway to it, or memory=MiB; comma-separated")
 	fs.IntVar(&o.blobs, "blobs", 10000, "`number` of blobs that are listed")
 	fs.IntVar(&o.small, "small", 400, "`number` of small blobs that a round writes")
 	fs.IntVar(&o.writers, "writers", 8, "`number` of writers, and of callers of Info, at once")
 	fs.IntVar(&o.calls, "calls", 2000, "`number` of calls of Info in a round")
 	fs.DurationVar(&o.idle, "idle", 30*time.Second, "`time` from the load to the look at idle memory")
-	fs.StringVar(&o.only, "only", "", "do only these `works`, comma-separated")
-	fs.Var(o.most, "most", "fail if the `work=ratio` of contentd to containerd is above this, or gateway.work=ratio of the gateway to it, or memory=MiB; comma-separated")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -69,24 +62,6 @@ func benchContent(ctx context.Context, args []string, out io.Writer) error {
 	return errors.Join(b.broken...)
 }
 
-// limits are what is not to be exceeded, by name.
-type limits map[string]float64
-
-func (l limits) String() string { return "" }
-
-// Set implements [flag.Value].
-func (l limits) Set(s string) error {
-	for part := range strings.SplitSeq(s, ",") {
-		name, value, _ := strings.Cut(part, "=")
-		most, err := strconv.ParseFloat(value, 64)
-		if err != nil {
-			return fmt.Errorf("%q is not name=number", part)
-		}
-		l[name] = most
-	}
-	return nil
-}
-
 // A door is a socket by which a content store is reached.
 type door struct {
 	name   string
@@ -104,7 +79,6 @@ type contentBench struct {
 	doors       []*door
 	digests     []digest.Digest // that every store has
 	largeDigest digest.Digest
-	broken      []error // limits
 }
 
 func openDoors(ctx context.Context, o contentOptions, ctd, gan *server) (*contentBench, error) {
@@ -148,13 +122,6 @@ func (b *contentBench) close() {
 	}
 }
 
-// A work is what is measured: do is one round of it, through one door.
-type work struct {
-	name string
-	what string
-	do   func(ctx context.Context, d *door, round int) (time.Duration, error)
-}
-
 func (b *contentBench) works() []work {
 	return []work{
 		{"small", fmt.Sprintf("4 KiB blob written, %d writers", b.writers), b.small8},
@@ -167,10 +134,6 @@ func (b *contentBench) works() []work {
 	}
 }
 
-func (b *contentBench) wants(name string) bool {
-	return b.only == "" || slices.Contains(strings.Split(b.only, ","), name)
-}
-
 // run does every work in turn, and prints each when it is done.
 func (b *contentBench) run(ctx context.Context, out io.Writer) error {
 	if err := b.prepare(ctx); err != nil {
@@ -179,7 +142,7 @@ func (b *contentBench) run(ctx context.Context, out io.Writer) error {
 	fmt.Fprintf(out, "| medians of %d rounds | %s | contentd | ratio | by the gateway | ratio |\n|---|--:|--:|--:|--:|--:|\n",
 		b.rounds, "containerd "+containerdVersion)
 	if b.wants("memory") {
-		if err := b.printMemory(ctx, out, fmt.Sprintf("%v after %d blobs were written", b.idle, b.blobs)); err != nil {
+		if err := b.printMemory(ctx, out, b.doors, b.idle, fmt.Sprintf("%v after %d blobs were written", b.idle, b.blobs)); err != nil {
 			return err
 		}
 	}
@@ -209,37 +172,4 @@ func (b *contentBench) run(ctx context.Context, out io.Writer) error {
 		return b.printMemories(ctx, out)
 	}
 	return nil
-}
-
-// measure does a work through each door in turn, round by round, each round
-// beginning at another door.
-func (b *contentBench) measure(ctx context.Context, w work, doors []*door) ([]series, error) {
-	took := make([]series, len(doors))
-	for round := range b.rounds + 1 {
-		for k := range doors {
-			i := (round + k) % len(doors)
-			t, err := w.do(ctx, doors[i], round)
-			if err != nil {
-				return nil, fmt.Errorf("%s, %s: %w", doors[i].name, w.name, err)
-			}
-			if round > 0 {
-				took[i] = append(took[i], t)
-			}
-		}
-	}
-	return took, nil
-}
-
-// hold notes what is above its limit, if it has one.
-func (b *contentBench) hold(name string, got float64) {
-	if most, ok := b.most[name]; ok && got > most {
-		b.broken = append(b.broken, fmt.Errorf("%s is %.2f, above %.2f", name, got, most))
-	}
-}
-
-func show(d time.Duration) string {
-	if d < 10*time.Millisecond {
-		return fmt.Sprintf("%.0f µs", float64(d)/float64(time.Microsecond))
-	}
-	return fmt.Sprintf("%.0f ms", ms(d))
 }

@@ -54,14 +54,14 @@ func pss(pid int) (mib float64, err error) {
 
 // printMemory prints what the daemons have when nobody has called them for a
 // while.
-func (b *contentBench) printMemory(ctx context.Context, out io.Writer, when string) error {
+func (r *rules) printMemory(ctx context.Context, out io.Writer, doors []*door, idle time.Duration, when string) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(b.idle):
+	case <-time.After(idle):
 	}
 	var mib [2]float64
-	for i, d := range b.doors[:2] {
+	for i, d := range doors[:2] {
 		pid, err := d.daemon()
 		if err != nil {
 			return err
@@ -71,13 +71,13 @@ func (b *contentBench) printMemory(ctx context.Context, out io.Writer, when stri
 		}
 	}
 	fmt.Fprintf(out, "| Idle memory (PSS), %s | %.1f MiB | %.1f MiB | %.2f | | |\n", when, mib[0], mib[1], mib[1]/mib[0])
-	b.hold("memory", mib[1])
+	r.hold("memory", mib[1])
 	return nil
 }
 
 // printMemories prints it after all the works, and after a restart of contentd.
 func (b *contentBench) printMemories(ctx context.Context, out io.Writer) error {
-	if err := b.printMemory(ctx, out, fmt.Sprintf("%v after the above", b.idle)); err != nil {
+	if err := b.printMemory(ctx, out, b.doors, b.idle, fmt.Sprintf("%v after the above", b.idle)); err != nil {
 		return err
 	}
 	pid, err := b.doors[1].daemon()
@@ -95,7 +95,7 @@ func (b *contentBench) printMemories(ctx context.Context, out io.Writer) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	return b.printMemory(ctx, out, "contentd started again")
+	return b.printMemory(ctx, out, b.doors, b.idle, "contentd started again")
 }
 
 // syncCalls are what waits for a disk.
