@@ -142,8 +142,9 @@ func (a *archive) bytes() ([]byte, error) {
 // unpackedRatio is how many bytes material is to one packed.
 const unpackedRatio = 2.5
 
-// largeLayer is some megabytes when packed, in files whose sizes have a long tail, as
-// those of a distribution: half are below 4 KiB, and most bytes are in few.
+// largeLayer is some megabytes when packed, in files whose sizes have a long
+// tail, as those of a distribution: half are below 4 KiB, and most bytes are in
+// few.
 func largeLayer(megabytes, files int) ([]byte, error) {
 	a := newArchive(1)
 	sizes := make([]int, files)

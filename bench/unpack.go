@@ -20,7 +20,7 @@ const snapshotter = "overlayfs" // both have it
 // unpackOptions say how much is done.
 type unpackOptions struct {
 	rules
-	megabytes       int // of the large layer, packed
+	megabytes int // of the large layer, packed
 	files     int // in it
 	layers    int
 	small     int // files in each of the layers
