@@ -286,8 +286,12 @@ func listing(t *testing.T, dir string) []string {
 	return all
 }
 
-// TestRacer swaps a directory for a link out of the tree while a layer goes
-// through it. The layer may fail; what is outside stays as it is.
+// racerRounds is how many entries go through the directory that is swapped, and
+// how often it is, at least.
+const racerRounds = 10_000
+
+// TestRacer swaps a directory for a link out of the tree while layers go through
+// it, which is CVE-2025-47290. A layer may fail; what is outside stays as it is.
 func TestRacer(t *testing.T) {
 	needRoot(t)
 	outside := t.TempDir()
@@ -333,18 +337,25 @@ func TestRacer(t *testing.T) {
 		}
 		layers = append(layers, difftest.Tar(entries...))
 	}
-	applied := 0
-	for range 4 {
+	applied, rounds := 0, 0
+	for rounds < racerRounds {
 		for _, l := range layers {
+			// One that fails has gone through it once at least.
+			rounds++
 			if e := apply(t, l, plainTree(t, dir)); e != nil {
 				err = e
 				continue
 			}
 			applied++
+			rounds += 300 - 1
 		}
 	}
 	stop.Store(true)
-	t.Logf("%d layers applied, %d swaps, last error: %.300v", applied, <-swaps, err)
+	n := <-swaps
+	t.Logf("%d rounds, %d layers applied, %d swaps, last error: %.300v", rounds, applied, n, err)
+	if n < racerRounds {
+		t.Errorf("swapped %d times, want at least %d", n, racerRounds)
+	}
 	if diff := cmp.Diff(before, listing(t, outside)); diff != "" {
 		t.Errorf("the directory outside changed (-want +got):\n%s", diff)
 	}
