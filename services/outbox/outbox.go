@@ -10,8 +10,10 @@
 //
 // # What survives a crash
 //
-// Every event whose change was acknowledged. One that the bus took just before
-// the crash is published again under the same id, and the bus tells it once.
+// Every event whose change was acknowledged. Those that the bus took just before
+// the crash are published again under the same ids, and the bus tells them once.
+// The row of an event that the bus has is deleted in the transaction of a later
+// one, so that it costs no sync of its own.
 //
 // # Limits
 //
@@ -20,6 +22,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +30,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -50,6 +54,12 @@ const (
 
 	// sayAgain is the time between two log lines about a bus that is away.
 	sayAgain = time.Minute
+
+	// The rows of events that the bus has go with the transaction of the next
+	// event, at most carryMax with each, or alone when there is none for
+	// quietTime.
+	carryMax  = 16
+	quietTime = time.Second
 )
 
 // A Box is the outbox of one daemon.
@@ -60,12 +70,19 @@ type Box struct {
 
 	// wake has an item when rows were added that Publish may not have seen.
 	wake chan struct{}
+
+	// mu guards taken, the rows that the bus has and that are still in the
+	// database, in their order.
+	mu    sync.Mutex
+	taken []row
 }
 
-// A row is an event on its way.
+// A row is an event on its way. Another database that takes the place of this one
+// may have other rows of the same keys.
 type row struct {
-	key   []byte
-	event event.Event
+	key         []byte
+	incarnation string // of the database it was read from
+	event       event.Event
 }
 
 var nextKey = kv.Key("outbox.next")
@@ -99,11 +116,53 @@ func (b *Box) Add(ctx context.Context, tx *kv.Tx, e event.Event) error {
 	if e.Trace == "" {
 		e.Trace = traceparent(ctx)
 	}
-	if err := errors.Join(tx.PutJSON(rowKey(sequence), e), tx.PutJSON(nextKey, sequence+1)); err != nil {
+	carried := b.oldest(carryMax)
+	if err := errors.Join(tx.PutJSON(rowKey(sequence), e), tx.PutJSON(nextKey, sequence+1), drop(tx, carried)); err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
-	tx.After(b.ring)
+	tx.After(func() {
+		b.gone(carried)
+		b.ring()
+	})
 	return nil
+}
+
+// drop deletes rows.
+func drop(tx *kv.Tx, rows []row) error {
+	for _, r := range rows {
+		if err := tx.Delete(r.key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// took notes that the bus has rows.
+func (b *Box) took(rows []row) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, r := range rows {
+		b.taken = append(b.taken, row{key: r.key, incarnation: r.incarnation})
+	}
+}
+
+// oldest returns the first rows that the bus has, at most n. In a transaction they
+// are those of its database.
+func (b *Box) oldest(n int) []row {
+	now := b.db.Incarnation()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.taken = slices.DeleteFunc(b.taken, func(r row) bool { return r.incarnation != now })
+	return slices.Clone(b.taken[:min(n, len(b.taken))])
+}
+
+// gone notes that rows are no longer in the database.
+func (b *Box) gone(rows []row) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(rows) > 0 && len(b.taken) > 0 && bytes.Compare(b.taken[0].key, rows[len(rows)-1].key) <= 0 {
+		b.taken = b.taken[1:]
+	}
 }
 
 func traceparent(ctx context.Context) string {
@@ -135,22 +194,26 @@ func (b *Box) Publish(ctx context.Context, to event.Publisher) error {
 type publishing struct {
 	*Box
 	to    event.Publisher
-	taken []row // by the bus, and still in the database
+	last  row // that the bus has
 	retry time.Duration
 	away  time.Time // since when the bus does not answer; zero if it does
 	said  time.Time
 }
 
-// step publishes what waits. Only when nothing more does are the rows deleted:
-// an event is worth more haste than the removal of the one before it.
+// step publishes what waits. Only when nothing more does for a while are rows
+// deleted for their own sake: an event is worth more haste than the removal of the
+// one before it.
 func (p *publishing) step(ctx context.Context) error {
 	rows, err := p.next()
 	if err != nil {
 		return err
 	}
 	sent, sendErr := p.send(ctx, rows)
-	p.taken = append(p.taken, rows[:sent]...)
-	if sendErr != nil || len(rows) == 0 || len(p.taken) >= batch {
+	if sent > 0 {
+		p.took(rows[:sent])
+		p.last = rows[sent-1]
+	}
+	if len(p.oldest(batch)) == batch {
 		if err := p.forget(ctx); err != nil {
 			return err
 		}
@@ -159,12 +222,29 @@ func (p *publishing) step(ctx context.Context) error {
 	case sendErr != nil:
 		p.wait(ctx, sendErr)
 	case len(rows) == 0:
-		select {
-		case <-p.wake:
-		case <-ctx.Done():
-		}
+		return p.rest(ctx)
 	}
 	return nil
+}
+
+// rest waits for a new event, and tidies up when there is none for a while.
+func (p *publishing) rest(ctx context.Context) error {
+	var quiet <-chan time.Time
+	if len(p.oldest(1)) > 0 {
+		t := time.NewTimer(quietTime)
+		defer t.Stop()
+		quiet = t.C
+	}
+	select {
+	case <-p.wake:
+		return nil
+	case <-quiet:
+		return p.forget(ctx)
+	case <-ctx.Done():
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quietTime)
+		defer cancel()
+		return p.forget(ctx)
+	}
 }
 
 // next returns the rows past the last that the bus took; of a bus that is away,
@@ -174,14 +254,15 @@ func (p *publishing) next() ([]row, error) {
 	if !p.away.IsZero() {
 		most = 1
 	}
-	var from []byte
-	if n := len(p.taken); n > 0 {
-		from = append(p.taken[n-1].key, 0)
-	}
 	var rows []row
 	err := p.db.View(func(tx *kv.Tx) error {
+		now := p.db.Incarnation()
+		var from []byte
+		if p.last.incarnation == now {
+			from = append(slices.Clone(p.last.key), 0)
+		}
 		for key, value := range tx.Scan(kv.Key("outbox", ""), from) {
-			r := row{key: key}
+			r := row{key: key, incarnation: now}
 			if err := json.Unmarshal(value, &r.event); err != nil {
 				p.log.Error("an event in the outbox is damaged: dropped", "row", string(key), "err", err)
 				r.event = event.Event{}
@@ -227,26 +308,25 @@ func (p *publishing) publish(ctx context.Context, e event.Event) error {
 // forget deletes the rows that the bus has. Deleting frees space, and a disk
 // too full even for that is no reason to stop publishing.
 func (p *publishing) forget(ctx context.Context) error {
-	for rows := range slices.Chunk(p.taken, batch) {
-		err := p.db.Release(ctx, func(tx *kv.Tx) error {
-			for _, r := range rows {
-				if err := tx.Delete(r.key); err != nil {
-					return err
-				}
-			}
+	for {
+		rows := p.oldest(batch)
+		if len(rows) == 0 {
 			return nil
+		}
+		err := p.db.Release(ctx, func(tx *kv.Tx) error {
+			rows = p.oldest(batch) // of this database
+			return drop(tx, rows)
 		})
 		if errors.Is(err, errdefs.ErrResourceExhausted) {
-			p.log.Error("published events stay in the outbox", "count", len(p.taken), "err", err)
+			p.log.Error("published events stay in the outbox", "err", err)
 			p.pause(ctx)
 			return nil
 		}
 		if err != nil {
 			return err
 		}
+		p.gone(rows)
 	}
-	p.taken = p.taken[:0]
-	return nil
 }
 
 // wait waits for a bus that is away.

@@ -1,11 +1,13 @@
 package outbox_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -257,3 +259,69 @@ func TestABusThatIsAwayIsFoundSoon(t *testing.T) {
 		}
 	}
 }
+
+// TestADatabaseThatTakesThePlaceKeepsItsEvents restores a backup while rows that
+// the bus has are still in the database: those of the backup, of the same
+// sequences, are other events.
+func TestADatabaseThatTakesThePlaceKeepsItsEvents(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	d := open(t, t.TempDir())
+	defer d.Close()
+	d.tell("before")
+	var backup bytes.Buffer
+	if err := d.Backup(t.Context(), &backup); err != nil {
+		t.Fatal(err)
+	}
+	bus := eventtest.NewMemory()
+	stop := d.publishing(bus)
+	for i := range 3 {
+		d.tell(fmt.Sprint("lost", i))
+	}
+	eventually(t, "four events", func() bool { return len(bus.Events()) == 4 })
+	if _, err := d.Replace(t.Context(), &backup); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		d.tell(fmt.Sprint("after", i))
+	}
+	eventually(t, "the events of the backup and those after it", func() bool {
+		got := ids(bus.Events())
+		return len(got) >= 7 && slices.Equal(got[len(got)-3:], []string{"after0", "after1", "after2"})
+	})
+	eventually(t, "an empty outbox", func() bool { return d.waiting() == 0 })
+	stop()
+}
+
+// TestAnEventTakesTheRowsBeforeItAlong looks that a row that the bus has costs no
+// transaction of its own while there are events.
+func TestAnEventTakesTheRowsBeforeItAlong(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	d := open(t, t.TempDir())
+	defer d.Close()
+	bus := eventtest.NewMemory()
+	stop := d.publishing(bus)
+	defer stop()
+	before, err := d.Commits()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 100
+	for i := range n {
+		d.tell(fmt.Sprint("c", i))
+		eventually(t, "the event", func() bool { return len(bus.Events()) == i+1 })
+	}
+	after, err := d.Commits()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A slow machine may be quiet for a while now and then.
+	if more := after - before; more > n+n/4 {
+		t.Errorf("%d commits for %d events", more, n)
+	}
+	if left := d.waiting(); left > carryMax+1 {
+		t.Errorf("%d rows are left after %d events, each of which took the others along", left, n)
+	}
+}
+
+// carryMax is the outbox's.
+const carryMax = 16
