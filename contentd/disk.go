@@ -1,7 +1,6 @@
 package contentd
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/gated"
 )
 
 // disk is every way this package changes the file system, and no other. It is
@@ -52,11 +51,7 @@ type file interface {
 }
 
 // database is every way this package changes records, for the same reason.
-type database interface {
-	View(fn func(tx *kv.Tx) error) error
-	Update(ctx context.Context, fn func(tx *kv.Tx) error) error
-	Release(ctx context.Context, fn func(tx *kv.Tx) error) error
-}
+type database = gated.Records
 
 // osDisk is the real one.
 type osDisk struct{}

@@ -1,76 +1,19 @@
 package contentd
 
 import (
-	"context"
-	"fmt"
-
-	"github.com/containerd/errdefs"
-
+	"github.com/gantryd/gantry/services/gated"
 	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
 )
 
-// A gated is the records behind the gate at which writers wait while garbage is
-// found. Whoever creates a record, refers to one, or says that there is one goes
-// through Update, Touch or Look, and what it puts is noted. So no place that
-// writes can forget to.
-type gated struct {
-	database
-	gate *gc.Gate
-}
-
-// Update is kv's.
-func (g gated) Update(ctx context.Context, fn func(tx *kv.Tx) error) error {
-	return g.enter(ctx, func() error { return g.database.Update(ctx, g.noting(fn)) })
-}
-
-// Touch is Update for what has to go on when the disk is nearly full.
-func (g gated) Touch(ctx context.Context, fn func(tx *kv.Tx) error) error {
-	return g.enter(ctx, func() error { return g.database.Release(ctx, g.noting(fn)) })
-}
-
-// Look is View for who says that something exists, and notes it.
-func (g gated) Look(ctx context.Context, fn func(tx *kv.Tx) error) error {
-	return g.enter(ctx, func() error { return g.View(fn) })
-}
-
-func (g gated) enter(ctx context.Context, do func() error) error {
-	if err := g.gate.Enter(ctx); err != nil {
-		return err
+// behind puts the records behind the gate. What is written of an ingest past it
+// takes something from one, and refers to nothing.
+func behind(records gated.Records, gate *gc.Gate) gated.DB {
+	return gated.DB{
+		Records: records, Gate: gate, Node: nodeAt,
+		Free: func(n gc.Node) bool { return n.Type == lease.TypeIngests },
 	}
-	defer g.gate.Leave()
-	return do()
-}
-
-// noting notes what fn puts before anybody can see it.
-func (g gated) noting(fn func(tx *kv.Tx) error) func(tx *kv.Tx) error {
-	return func(tx *kv.Tx) error {
-		if err := fn(tx); err != nil || !g.gate.Noting() {
-			return err
-		}
-		for key := range tx.Puts() {
-			if n, ok := nodeAt(key); ok {
-				g.gate.Note(n)
-			}
-		}
-		return nil
-	}
-}
-
-// Release waits for nobody: it takes away, and puts nothing that refers.
-func (g gated) Release(ctx context.Context, fn func(tx *kv.Tx) error) error {
-	return g.database.Release(ctx, func(tx *kv.Tx) error {
-		if err := fn(tx); err != nil {
-			return err
-		}
-		for key := range tx.Puts() {
-			if n, ok := nodeAt(key); ok && n.Type != lease.TypeIngests {
-				return fmt.Errorf("%v is written past the gate: %w", n, errdefs.ErrInternal)
-			}
-		}
-		return nil
-	})
 }
 
 // nodeAt returns the node that a record is of, or decides about.

@@ -19,25 +19,6 @@ import (
 
 var _ gc.Owner = (*Store)(nil)
 
-// holdKey is the row with the deadline until which writers are held, also by a
-// process that is started again before.
-var holdKey = kv.Key("gc.hold")
-
-// resumeHold holds writers as a process before this one promised.
-func (s *Store) resumeHold() error {
-	var deadline gc.Instant
-	err := s.db.View(func(tx *kv.Tx) error { return tx.GetJSON(holdKey, &deadline) })
-	if errors.Is(err, errdefs.ErrNotFound) {
-		return nil
-	}
-	if errors.Is(err, errdefs.ErrDataLoss) {
-		// Any deadline is in less than that.
-		deadline, err = gc.Now().Add(gc.HoldMax), nil
-	}
-	s.gate.Hold(deadline)
-	return err
-}
-
 // Begin implements [gc.Owner].
 func (s *Store) Begin(ctx context.Context, epoch gc.Epoch) error { return s.gate.Begin(ctx, epoch) }
 
@@ -179,9 +160,7 @@ func (s *Store) ingestSize(o gc.Object) int64 {
 // Freeze implements [gc.Owner].
 func (s *Store) Freeze(ctx context.Context, epoch gc.Epoch, deadline gc.Instant) iter.Seq2[gc.Object, error] {
 	return func(yield func(gc.Object, error) bool) {
-		noted, err := s.gate.Freeze(ctx, epoch, deadline, func(ctx context.Context) error {
-			return s.db.Release(ctx, func(tx *kv.Tx) error { return tx.PutJSON(holdKey, deadline) })
-		})
+		noted, err := s.db.Freeze(ctx, epoch, deadline)
 		for len(noted) > 0 || err != nil {
 			n := min(len(noted), listBatch)
 			var batch []gc.Object

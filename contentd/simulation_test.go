@@ -128,8 +128,8 @@ func (w *world) start() {
 	s, err := Open(w.cfg, Needs{Leases: w})
 	w.must("Open", err)
 	s.gate = gc.NewGate(w.clock)
-	s.db.gate = s.gate
-	w.must("resumeHold", s.resumeHold())
+	s.db.Gate = s.gate
+	w.must("Resume", s.db.Resume())
 	w.store = s
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/filter"
+	"github.com/gantryd/gantry/services/gated"
 	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/label"
@@ -41,7 +42,7 @@ type Store struct {
 	needs Needs
 	log   *slog.Logger
 	kv    *kv.DB
-	db    gated // kv, but for tests
+	db    gated.DB // kv, but for tests
 	gate  *gc.Gate
 	disk  disk
 	names map[string]*names // of the directories that blobs and ingests are in
@@ -128,9 +129,9 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 	if err != nil {
 		return nil, kind(err)
 	}
-	s.kv, s.db = db, gated{records(db), s.gate}
+	s.kv, s.db = db, behind(records(db), s.gate)
 	if s.box, err = outbox.Open(db, suite.Contentd, s.log); err == nil {
-		err = s.resumeHold()
+		err = s.db.Resume()
 	}
 	if err == nil {
 		err = s.reconcile()

@@ -58,7 +58,7 @@ func plant(t *testing.T, s *Store) forest {
 func backdate(s *Store) (now func() gc.Instant) {
 	now = func() gc.Instant { return gc.Now().Add(-time.Hour) }
 	s.gate = gc.NewGate(now)
-	s.db.gate = s.gate
+	s.db.Gate = s.gate
 	return now
 }
 

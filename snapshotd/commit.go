@@ -102,6 +102,7 @@ func (c *commit) write(ctx context.Context, tx *kv.Tx) error {
 	finished, on := c.active.ID, c.lower
 	err := c.check(tx)
 	if c.taken {
+		c.touch(c.name)
 		return c.join(tx, c.lease, c.name)
 	}
 	if err != nil {

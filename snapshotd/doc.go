@@ -15,6 +15,8 @@
 //	dir <id>                                           whose tree it is
 //	trash <id>                                         a tree whose snapshot is gone
 //	member <namespace> <lease> <generation> <type> <id>   members of a lease
+//	leased <namespace> <type> <id> <lease> <generation>   the same, the other way round
+//	gc.hold                                            until when writers are held, see package gated
 //	last                                               the highest id that was used
 //	outbox, outbox.next                                see package outbox
 //
@@ -43,7 +45,18 @@
 // of the host, or another namespace, by describing it. See package layer for
 // what a layer itself can do, which is nothing outside of its snapshot.
 //
+// # Garbage
+//
+// Snapshots are objects of package gc. A snapshot keeps its parent, and nothing
+// but its labels, leases and containers keeps an active one, as in containerd. A
+// sweep gives trees to the trash as a removal does, children before parents, and
+// deletes the row of the child with it. A snapshot with a child is never swept,
+// whatever the collector knows.
+//
 // # Locking
+//
+// Writers wait at the gate, see package gated, before they have the database's
+// turn; who holds a snapshot may wait there, and no Sweep wants what is held.
 //
 // A snapshot's files are held, in memory, by whoever extracts into it, commits
 // it or removes it; Apply and Commit wait for each other, Collect comes back
@@ -61,7 +74,7 @@
 // # Events
 //
 // /snapshot/prepare, /snapshot/commit and /snapshot/remove, each in the
-// transaction of the record.
+// transaction of the record; the last also of what was swept.
 //
 // # Needs
 //

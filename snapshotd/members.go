@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -16,8 +17,54 @@ import (
 // memberType is a resource's of a lease.
 func memberType(snapshotter string) string { return "snapshots/" + snapshotter }
 
-func memberKey(ns string, l lease.Ref, parts ...string) []byte {
-	return kv.Key(append([]string{"member", ns, l.ID, hexID(l.Generation)}, parts...)...)
+// A membership is that a snapshot of a namespace belongs to a lease: two rows,
+// one to find what a lease has, and one to find who has a snapshot.
+type membership struct {
+	ns    string
+	lease lease.Ref
+	of    lease.Resource
+}
+
+func (m membership) keys() [2][]byte {
+	generation := hexID(m.lease.Generation)
+	return [2][]byte{
+		kv.Key("member", m.ns, m.lease.ID, generation, m.of.Type, m.of.ID),
+		kv.Key("leased", m.ns, m.of.Type, m.of.ID, m.lease.ID, generation),
+	}
+}
+
+func (m membership) put(tx *kv.Tx) error {
+	keys := m.keys()
+	return errors.Join(tx.Put(keys[0], nil), tx.Put(keys[1], nil))
+}
+
+func (m membership) remove(tx *kv.Tx) error {
+	keys := m.keys()
+	return errors.Join(tx.Delete(keys[0]), tx.Delete(keys[1]))
+}
+
+// memberAt reads either row of a membership.
+func memberAt(key []byte) (m membership, err error) {
+	parts := kv.Parts(key)
+	if len(parts) != 6 {
+		return m, fmt.Errorf("record %q is not of a member: %w", key, errdefs.ErrDataLoss)
+	}
+	m.ns = parts[1]
+	generation := parts[5]
+	if parts[0] == "member" {
+		m.lease.ID, generation, m.of = parts[2], parts[3], lease.Resource{Type: parts[4], ID: parts[5]}
+	} else {
+		m.of, m.lease.ID = lease.Resource{Type: parts[2], ID: parts[3]}, parts[4]
+	}
+	if m.lease.Generation, err = strconv.ParseUint(generation, 16, 64); err != nil {
+		return m, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+	}
+	return m, nil
+}
+
+// membersKey is the beginning of the rows of what a lease has.
+func membersKey(ns string, l lease.Ref) []byte {
+	return kv.Key("member", ns, l.ID, hexID(l.Generation), "")
 }
 
 func checkMember(r lease.Resource) error {
@@ -33,7 +80,7 @@ func (h shelf) join(tx *kv.Tx, l lease.Ref, name string) error {
 	if l.ID == "" {
 		return nil
 	}
-	return tx.Put(memberKey(h.namespace, l, memberType(h.snapshotter), name), nil)
+	return membership{ns: h.namespace, lease: l, of: h.node(name).Resource}.put(tx)
 }
 
 // leave takes a snapshot from every lease of an id.
@@ -42,12 +89,12 @@ func (h shelf) leave(tx *kv.Tx, id, name string) error {
 		return nil
 	}
 	var errs []error
-	var last string
-	for key := range tx.Scan(kv.Key("member", h.namespace, id, ""), nil) {
-		if generation := kv.Parts(key)[3]; generation != last {
-			last = generation
-			errs = append(errs, tx.Delete(kv.Key("member", h.namespace, id, generation, memberType(h.snapshotter), name)))
+	for key := range tx.Scan(kv.Key("leased", h.namespace, memberType(h.snapshotter), name, id, ""), nil) {
+		m, err := memberAt(key)
+		if err != nil {
+			return err
 		}
+		errs = append(errs, m.remove(tx))
 	}
 	return errors.Join(errs...)
 }
@@ -57,7 +104,7 @@ func (s *Store) AddMember(ctx context.Context, ns string, l lease.Ref, r lease.R
 	if err := checkMember(r); err != nil {
 		return err
 	}
-	return s.db.Update(ctx, func(tx *kv.Tx) error { return tx.Put(memberKey(ns, l, r.Type, r.ID), nil) })
+	return s.db.Update(ctx, membership{ns, l, r}.put)
 }
 
 // RemoveMember implements lease.Members.
@@ -65,14 +112,14 @@ func (s *Store) RemoveMember(ctx context.Context, ns string, l lease.Ref, r leas
 	if err := checkMember(r); err != nil {
 		return err
 	}
-	return s.db.Release(ctx, func(tx *kv.Tx) error { return tx.Delete(memberKey(ns, l, r.Type, r.ID)) })
+	return s.db.Release(ctx, membership{ns, l, r}.remove)
 }
 
 // ListMembers implements lease.Members.
 func (s *Store) ListMembers(_ context.Context, ns string, l lease.Ref) ([]lease.Resource, error) {
 	var all []lease.Resource
 	err := s.db.View(func(tx *kv.Tx) error {
-		for key := range tx.Scan(memberKey(ns, l, ""), nil) {
+		for key := range tx.Scan(membersKey(ns, l), nil) {
 			parts := kv.Parts(key)
 			all = append(all, lease.Resource{Type: parts[4], ID: parts[5]})
 		}
@@ -81,29 +128,65 @@ func (s *Store) ListMembers(_ context.Context, ns string, l lease.Ref) ([]lease.
 	return all, err
 }
 
-// dropMax is how many rows one transaction deletes.
-const dropMax = 500
+// dropMax is how many rows one transaction deletes, and dropRoom how many bytes
+// they are long at most, but for the last.
+const dropMax, dropRoom = 500, 100 << 10
 
 // DropMembers implements lease.Members.
 func (s *Store) DropMembers(ctx context.Context, ns string, l lease.Ref) error {
 	for more := true; more; {
 		err := s.db.Release(ctx, func(tx *kv.Tx) error {
 			more = false
-			var keys [][]byte
-			for key := range tx.Scan(memberKey(ns, l, ""), nil) {
-				if len(keys) == dropMax {
-					more = true
+			var all []membership
+			room := dropRoom
+			for key := range tx.Scan(membersKey(ns, l), nil) {
+				if more = len(all) == dropMax/2 || room < 0; more {
 					break
 				}
-				keys = append(keys, key)
+				m, err := memberAt(key)
+				if err != nil {
+					return err
+				}
+				all, room = append(all, m), room-2*len(key)
 			}
 			var errs []error
-			for _, key := range keys {
-				errs = append(errs, tx.Delete(key))
+			for _, m := range all {
+				errs = append(errs, m.remove(tx))
 			}
 			return errors.Join(errs...)
 		})
 		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// completeMembers writes what is missing of memberships of which one row is
+// there: that keeps a snapshot for too long, and not too short.
+func (s *Store) completeMembers(ctx context.Context) error {
+	var halves []membership
+	for _, family := range []string{"member", "leased"} {
+		if err := s.db.View(func(tx *kv.Tx) error {
+			for key := range tx.Scan(kv.Key(family, ""), nil) {
+				m, err := memberAt(key)
+				if err != nil {
+					s.log.Error("the record of a lease's member is damaged", "err", err)
+					continue
+				}
+				for _, k := range m.keys() {
+					if _, err := tx.Get(k); errors.Is(err, errdefs.ErrNotFound) {
+						halves = append(halves, m)
+					}
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	for _, m := range halves {
+		if err := s.db.Touch(ctx, m.put); err != nil {
 			return err
 		}
 	}

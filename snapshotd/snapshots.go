@@ -40,7 +40,7 @@ func (n snapshots) Stat(_ context.Context, key string) (snapshot.Info, error) {
 // read returns a record and the trees of its parents.
 func (n snapshots) read(key string) (r record, chain []driver.Ref, err error) {
 	err = n.s.db.View(func(tx *kv.Tx) error {
-		if r, err = n.get(tx, key); err != nil {
+		if r, err = n.find(tx, key); err != nil {
 			return err
 		}
 		chain, err = n.chain(tx, r.Parent)
@@ -182,6 +182,7 @@ func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *recor
 			return err
 		}
 		if taken != "" {
+			n.touch(taken)
 			return n.join(tx, l, taken)
 		}
 		if chain, err = n.below(tx, r.Parent); err != nil {
@@ -281,7 +282,10 @@ func (n snapshots) page(ctx context.Context, from []byte) (page []snapshot.Info,
 				return nil
 			}
 			name := kv.Parts(key)[3]
-			r, err := n.get(tx, name)
+			r, err := n.find(tx, name)
+			if errors.Is(err, errdefs.ErrNotFound) {
+				continue
+			}
 			if err != nil {
 				return err
 			}

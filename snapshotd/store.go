@@ -14,6 +14,8 @@ import (
 
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/gated"
+	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/namespace"
@@ -47,7 +49,9 @@ type Store struct {
 	needs Needs
 	log   *slog.Logger
 	disk  driver.Disk
-	db    *kv.DB
+	kv    *kv.DB
+	db    gated.DB // kv, behind the gate
+	gate  *gc.Gate
 	box   *outbox.Box
 
 	drivers map[string]driver.Driver // by snapshotter
@@ -86,8 +90,9 @@ func open(cfg Config, needs Needs, d driver.Disk, k kernel.Kernel) (*Store, erro
 	if err != nil {
 		return nil, err
 	}
+	gate := gc.NewGate(gc.Now)
 	s := &Store{
-		cfg: cfg, needs: needs, log: needs.Log, disk: d, db: db,
+		cfg: cfg, needs: needs, log: needs.Log, disk: d, kv: db, gate: gate, db: behind(db, gate),
 		drivers: make(map[string]driver.Driver),
 		skipped: make(map[string]error),
 		wake:    make(chan struct{}, 1),
@@ -106,14 +111,17 @@ func (s *Store) prepare(env driver.Env) error {
 	}
 	s.load(env)
 	var err error
-	if s.box, err = outbox.Open(s.db, suite.Snapshotd, s.log); err != nil {
+	if s.box, err = outbox.Open(s.kv, suite.Snapshotd, s.log); err != nil {
 		return err
 	}
-	return s.reconcile()
+	if err := s.db.Resume(); err != nil {
+		return err
+	}
+	return errors.Join(s.completeMembers(context.Background()), s.reconcile())
 }
 
 // Close waits for calls under way. It removes nothing.
-func (s *Store) Close() error { return s.db.Close() }
+func (s *Store) Close() error { return s.kv.Close() }
 
 // Publish hands events to the bus until ctx ends.
 func (s *Store) Publish(ctx context.Context) error { return s.box.Publish(ctx, s.needs.Events) }

@@ -10,6 +10,7 @@ import (
 	"github.com/gantryd/gantry/services/daemon"
 	"github.com/gantryd/gantry/services/diff/diffrpc"
 	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/gc/gcrpc"
 	"github.com/gantryd/gantry/services/lease/leaserpc"
 	"github.com/gantryd/gantry/services/namespace/namespacerpc"
 	"github.com/gantryd/gantry/services/rpc"
@@ -69,6 +70,7 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	snapshotrpc.Register(srv, store)
 	diffrpc.Register(srv, store.Layers())
 	leaserpc.RegisterMembers(srv, store)
+	gcrpc.Register(srv, store)
 	namespacerpc.RegisterHolder(srv, store)
 	return daemon.Serve(ctx, daemon.Serving{
 		Name:      suite.Snapshotd,

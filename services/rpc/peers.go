@@ -77,6 +77,7 @@ var Rules = append(gatewayRules(), []Rule{
 		"/containerd.services.diff.v1.Diff/",
 		"/gantry.lease.v1.Members/",
 		"/gantry.namespace.v1.Holder/",
+		"/gantry.gc.v1.Owner/",
 	}},
 	{suite.Imaged, suite.Taskd, []string{"/gantry.namespace.v1.Holder/"}},
 	{suite.Snapshotd, suite.Contentd, contentWriting},

@@ -112,7 +112,7 @@ var Daemons = []Daemon{
 			"containerd.services.diff.v1.Diff",
 			"containerd.services.mounts.v1.Mounts",
 		},
-		Private: []string{"gantry.lease.v1.Members", "gantry.namespace.v1.Holder"},
+		Private: []string{"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner"},
 	},
 	{
 		Name: Imaged,

@@ -233,7 +233,7 @@ func marksAll(r *run) {
 		r.Errorf("leases %v, want %v", got, leases)
 	}
 	for n, o := range all {
-		if o.Size <= 0 || len(o.Leases) > 0 && n != member || len(o.Refs) > 0 && n != first {
+		if o.Size < 0 || len(o.Leases) > 0 && n != member || len(o.Refs) > 0 && n != first {
 			r.Errorf("object %+v", o)
 		}
 	}
