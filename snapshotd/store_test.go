@@ -127,10 +127,11 @@ func TestSnapshotsAcrossTheWire(t *testing.T) {
 			snapshotrpc.Register(r, s)
 			leaserpc.RegisterMembers(r, s)
 			namespacerpc.RegisterHolder(r, s)
+			snapshotrpc.RegisterMeter(r, s)
 		})
 		return snapshottest.Fixture{
 			Stores: snapshotrpc.NewClient(conn), Snapshotter: Overlayfs, Traits: s.drivers[Overlayfs].Traits().Traits,
-			Members: leaserpc.NewMembers(conn), Holder: namespacerpc.NewHolder(conn),
+			Members: leaserpc.NewMembers(conn), Holder: namespacerpc.NewHolder(conn), Meter: snapshotrpc.NewMeter(conn),
 		}
 	})
 }

@@ -68,6 +68,7 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	}
 	srv := rpc.NewServer(suite.Snapshotd, log, rpc.WithOperators(cfg.Group))
 	snapshotrpc.Register(srv, store)
+	snapshotrpc.RegisterMeter(srv, store)
 	diffrpc.Register(srv, store.Layers())
 	leaserpc.RegisterMembers(srv, store)
 	gcrpc.Register(srv, store)

@@ -112,7 +112,9 @@ var Daemons = []Daemon{
 			"containerd.services.diff.v1.Diff",
 			"containerd.services.mounts.v1.Mounts",
 		},
-		Private: []string{"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner"},
+		Private: []string{
+			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner", "gantry.snapshot.v1.Usage",
+		},
 	},
 	{
 		Name: Imaged,

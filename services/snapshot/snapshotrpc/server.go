@@ -5,11 +5,11 @@ package snapshotrpc
 
 import (
 	"context"
-	"fmt"
+	"iter"
 
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
-	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/gantryd/gantry/services/mount/mountrpc"
@@ -17,8 +17,13 @@ import (
 	"github.com/gantryd/gantry/services/snapshot"
 )
 
-// batchMax is how many snapshots of a list are in one message at most.
-const batchMax = 100
+const (
+	// batchMax is how many snapshots of a list are in one message at most, and
+	// batchSize how many bytes they have unless it is one: labels may be long,
+	// and a message that is longer than 16 MiB is refused.
+	batchMax  = 100
+	batchSize = 4 << 20
+)
 
 // Register puts s on a server.
 func Register(r grpc.ServiceRegistrar, s snapshot.Stores) {
@@ -31,12 +36,13 @@ type server struct {
 }
 
 func (s *server) store(ctx context.Context, snapshotter string) (snapshot.Store, error) {
+	// As containerd: what is missing in a call that lacks both.
+	if snapshotter == "" {
+		return nil, errNoSnapshotter
+	}
 	scope, err := rpc.Scope(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if snapshotter == "" {
-		return nil, fmt.Errorf("snapshotter argument missing: %w", errdefs.ErrInvalidArgument)
 	}
 	return s.stores.In(scope, snapshotter)
 }
@@ -128,23 +134,33 @@ func (s *server) List(req *api.ListSnapshotsRequest, stream api.Snapshots_ListSe
 	if err != nil {
 		return err
 	}
-	var batch []*api.Info
-	for i, err := range store.List(stream.Context(), req.Filters...) {
+	return inBatches(store.List(stream.Context(), req.Filters...), toInfo, func(batch []*api.Info) error {
+		return stream.Send(&api.ListSnapshotsResponse{Info: batch})
+	})
+}
+
+// inBatches sends the messages of all. The list is not held while one is sent.
+func inBatches[T any, M proto.Message](all iter.Seq2[T, error], message func(T) M, send func([]M) error) error {
+	var batch []M
+	size := 0
+	for one, err := range all {
 		if err != nil {
 			return err
 		}
-		batch = append(batch, toInfo(i))
-		if len(batch) == batchMax {
-			if err := stream.Send(&api.ListSnapshotsResponse{Info: batch}); err != nil {
+		m := message(one)
+		n := proto.Size(m)
+		if len(batch) == batchMax || len(batch) > 0 && size+n > batchSize {
+			if err := send(batch); err != nil {
 				return err
 			}
-			batch = nil // the message that was sent has it
+			batch, size = nil, 0 // the message that was sent has it
 		}
+		batch, size = append(batch, m), size+n
 	}
 	if len(batch) == 0 {
 		return nil
 	}
-	return stream.Send(&api.ListSnapshotsResponse{Info: batch})
+	return send(batch)
 }
 
 func (s *server) Usage(ctx context.Context, req *api.UsageRequest) (*api.UsageResponse, error) {

@@ -20,6 +20,7 @@ func TestMemoryAcrossTheWire(t *testing.T) {
 			snapshotrpc.Register(r, m)
 			leaserpc.RegisterMembers(r, m)
 			namespacerpc.RegisterHolder(r, m)
+			snapshotrpc.RegisterMeter(r, m)
 		})
 		return snapshottest.Fixture{
 			Stores:      snapshotrpc.NewClient(conn),
@@ -27,6 +28,7 @@ func TestMemoryAcrossTheWire(t *testing.T) {
 			Traits:      m.Traits(),
 			Members:     leaserpc.NewMembers(conn),
 			Holder:      namespacerpc.NewHolder(conn),
+			Meter:       snapshotrpc.NewMeter(conn),
 		}
 	})
 }

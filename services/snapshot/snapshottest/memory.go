@@ -50,6 +50,7 @@ type member struct {
 
 var (
 	_ snapshot.Stores  = (*Memory)(nil)
+	_ snapshot.Meter   = (*Memory)(nil)
 	_ lease.Members    = (*Memory)(nil)
 	_ namespace.Holder = (*Memory)(nil)
 )
@@ -83,6 +84,40 @@ func (m *Memory) Holdings(context.Context) ([]namespace.Holding, error) {
 		all = append(all, namespace.Holding{Namespace: n, Kind: "snapshots", Of: Snapshotter})
 	}
 	return all, nil
+}
+
+// Usage implements [snapshot.Meter].
+func (m *Memory) Usage(_ context.Context, scope namespace.Scope, snapshotter string) iter.Seq2[snapshot.Measured, error] {
+	return func(yield func(snapshot.Measured, error) bool) {
+		if snapshotter != Snapshotter {
+			yield(snapshot.Measured{}, fmt.Errorf("snapshotter not loaded: %s: %w", snapshotter, errdefs.ErrInvalidArgument))
+			return
+		}
+		for _, i := range (memoryStore{m: m, scope: scope}).all() {
+			if !yield(m.measure(scope.Name, i), nil) {
+				return
+			}
+		}
+	}
+}
+
+func (m *Memory) measure(ns string, i snapshot.Info) snapshot.Measured {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	one := snapshot.Measured{Info: i}
+	for k, e := range m.snapshots {
+		if k.namespace == ns && e.info.Parent == i.Name {
+			one.Children++
+		}
+	}
+	for k := range m.members {
+		if k.namespace == ns && k.id == i.Name {
+			one.Leases = append(one.Leases, k.lease.ID)
+		}
+	}
+	slices.Sort(one.Leases)
+	one.Leases = slices.Compact(one.Leases)
+	return one
 }
 
 // AddMember implements [lease.Members].

@@ -27,6 +27,7 @@ type Fixture struct {
 	Traits      snapshot.Traits // what it says of itself
 	Members     lease.Members   // the same store's
 	Holder      namespace.Holder
+	Meter       snapshot.Meter
 }
 
 // Run tests the fixtures that open returns. It calls open once per promise and
@@ -75,6 +76,13 @@ var promises = []struct {
 	{"holdings are the namespaces with snapshots", holdings},
 	{"one of many preparers of a key wins", race},
 	{"a committed snapshot's usage is kept, another's can be asked", usage},
+	{"what is wrong comes before what exists, and that before its parent", precedence},
+	{"of a target and a key that exist, the target becomes a resource", leasedTarget},
+	{"a snapshot that stays is listed once while others come and go", listAndChange},
+	{"an update needs no lease and joins none", updateUnderLease},
+	{"a cleanup takes nothing that is there", cleanup},
+	{"usage of all is that of each, with what keeps it", measured},
+	{"usage of all in a snapshotter that is not there is refused", measuredNowhere},
 }
 
 var (
@@ -700,9 +708,13 @@ func leasedExisting(t *testing.T, f Fixture) {
 	wantSame(t, "resources", resources(t, f, "one", held), []string{"name"})
 }
 
+func memberOf(f Fixture, name string) lease.Resource {
+	return lease.Resource{ID: name, Type: "snapshots/" + f.Snapshotter}
+}
+
 func members(t *testing.T, f Fixture) {
 	ctx := t.Context()
-	r := lease.Resource{ID: "anything/at all", Type: "snapshots/" + f.Snapshotter}
+	r := memberOf(f, "anything/at all")
 	next := lease.Ref{ID: held.ID, Generation: held.Generation + 1}
 	for range 2 {
 		if err := f.Members.AddMember(ctx, "one", held, r); err != nil {
