@@ -68,7 +68,7 @@ func TestRestoreKeepsTheBlobsOfSince(t *testing.T) {
 	if _, err := s.In(one).Info(t.Context(), old); err != nil {
 		t.Errorf("Info: %v", err)
 	}
-	if names, err := s.backupFiles(); err != nil || len(names) != 1 {
+	if names, err := s.keeper.Backups(); err != nil || len(names) != 1 {
 		t.Errorf("what was there is in %v, %v", names, err)
 	}
 	must(t, w.Close())
@@ -82,7 +82,7 @@ func TestBackupsAreMadeWhenSomethingChanged(t *testing.T) {
 	s := openStore(t, testConfig(t), nil)
 	want := func(n int) []string {
 		t.Helper()
-		names, err := s.backupFiles()
+		names, err := s.keeper.Backups()
 		if err != nil || len(names) != n {
 			t.Fatalf("%d backups are wanted: %v, %v", n, names, err)
 		}
@@ -91,7 +91,7 @@ func TestBackupsAreMadeWhenSomethingChanged(t *testing.T) {
 	for i, n := range []int{1, 2, 2} {
 		put(t, s, one, []byte{byte(i)})
 		for range 2 {
-			must(t, s.backUp(t.Context()))
+			must(t, s.keeper.Save(t.Context()))
 		}
 		want(n)
 	}
@@ -145,11 +145,11 @@ func TestRestoreThatFailsLeavesARebuildToBeDone(t *testing.T) {
 		t.Helper()
 		_, err := s.Restore(t.Context(), strings.NewReader("no backup"))
 		wantKind(t, "Restore", err, errdefs.ErrDataLoss)
-		if s.isRebuilding() != due {
+		if s.keeper.Incomplete() != due {
 			t.Errorf("afterwards the rebuild is due: %v", !due)
 		}
 	}
 	restore(false)
-	must(t, s.startRebuild())
+	must(t, s.keeper.Doubt())
 	restore(true)
 }

@@ -108,7 +108,7 @@ func (c *checking) checkAside() error {
 	if c.only != nil {
 		return nil
 	}
-	aside, err := filepath.Glob(filepath.Join(c.cfg.Root, "db.damaged-*"))
+	aside, err := c.keeper.Aside()
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func (s *Store) sweepTrash(ctx context.Context) error {
 // was written again since.
 func (s *Store) collect(ctx context.Context, d digest.Digest) error {
 	defer s.lock(d)()
-	if s.isRebuilding() {
+	if s.keeper.Incomplete() {
 		return nil
 	}
 	s.mu.Lock()

@@ -35,7 +35,7 @@ func TestManyRecordsAreMadeAgain(t *testing.T) {
 	for i := range rebuildBatch {
 		leaveIngest(t, s, one, longRef(i), body)
 	}
-	must(t, s.backUp(t.Context()))
+	must(t, s.keeper.Save(t.Context()))
 	closeStore(t, s)
 	must(t, os.RemoveAll(options(cfg, nil).Dir))
 

@@ -63,7 +63,7 @@ func TestNothingIsCollectedWhileRecordsAreRebuilt(t *testing.T) {
 	must(t, s.Backup(t.Context(), &b))
 	put(t, s, one, body)
 
-	must(t, s.startRebuild())
+	must(t, s.keeper.Doubt())
 	_, err := s.kv.Replace(t.Context(), &b)
 	must(t, err)
 	s.sweep(t.Context())

@@ -3,18 +3,18 @@ package contentd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/backup"
 	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/keep"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/suite"
 )
@@ -44,148 +44,48 @@ func options(cfg Config, log *slog.Logger) kv.Options {
 	}
 }
 
-// rebuilding is the file that says, as long as it is there, that the records are
-// not all there, and that what has no record is not trash.
-func (s *Store) rebuilding() string { return filepath.Join(s.cfg.Root, "rebuild") }
+// openRecords opens the database, or makes it again.
+func (s *Store) openRecords() (err error) {
+	s.keeper, err = keep.Open(keep.Options{
+		Root:    s.cfg.Root,
+		Records: options(s.cfg, s.log),
+		Disk:    marks{s.disk},
+		Now:     func() time.Time { return s.now() },
+		Every:   s.cfg.backupEvery(),
+		Objects: s.hasBlobs,
+		Room:    func() error { return s.room(0) },
+	})
+	return kind(err)
+}
 
-// openRecords opens the database. One that has lost its last commits is used
-// with what the files tell. One that is damaged, and one that is missing
-// where there are blobs, is put aside, and a backup takes its place, or nothing;
-// the records are to be rebuilt then. The order is the promise: the file that
-// says so is durable before the database is moved, and is removed when the
-// records are there. A crash between any two steps starts over.
-func (s *Store) openRecords() (db *kv.DB, err error) {
-	o := options(s.cfg, s.log)
-	due := s.isRebuilding()
-	known, err := s.hasRecords(o.Dir)
+// marks are the files of package keep.
+type marks struct{ disk }
+
+// Touch implements [keep.Disk].
+func (m marks) Touch(name string) error {
+	f, err := m.Create(name)
 	if err != nil {
-		return nil, kind(err)
+		return err
 	}
-	if known {
-		db, err = kv.Open(o)
-		if err == nil || !errdefs.IsDataLoss(err) {
-			return db, err
-		}
-		s.log.Error("the database is damaged and is made again", "path", o.Dir, "err", err)
-	} else if !due {
-		s.log.Error("there are blobs and no database: it is made again", "path", o.Dir)
-	}
-	if err := s.startRebuild(); err != nil {
-		return nil, err
-	}
-	if known {
-		// One that lacks nothing but the last commits knows more than any
-		// backup.
-		behind := o
-		behind.Behind = true
-		if db, err := kv.Open(behind); !errdefs.IsDataLoss(err) {
-			return db, err
-		}
-	}
-	if _, err := os.Lstat(o.Dir); !errors.Is(err, fs.ErrNotExist) {
-		aside := o.Dir + ".damaged-" + s.now().Format("20060102T150405.000Z")
-		if err := s.disk.Rename(o.Dir, aside); err != nil {
-			return nil, fmt.Errorf("%s is damaged and stays: %w", o.Dir, err)
-		}
-		if err := s.disk.SyncDir(s.cfg.Root); err != nil {
-			return nil, err
-		}
-	}
-	if err := s.restoreNewest(o); err != nil {
-		return nil, err
-	}
-	return kv.Open(o)
+	return f.Close()
 }
 
-func (s *Store) isRebuilding() bool {
-	_, err := os.Lstat(s.rebuilding())
-	return err == nil
-}
-
-// hasRecords is false where there must have been a database and is none: there
-// are blobs. One that is about to be made where there are none counts as there.
-// A directory without anything in it, as where a file system was not mounted,
-// is no database that is new.
-func (s *Store) hasRecords(dir string) (bool, error) {
-	there, err := kv.Exists(dir)
-	if err != nil || there {
-		return there, err
-	}
+// hasBlobs says whether there are any files of blobs.
+func (s *Store) hasBlobs() (bool, error) {
 	for _, a := range content.Algorithms() {
 		names, err := os.ReadDir(s.blobs(a))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return false, err
 		}
 		if len(names) > 0 {
-			return false, nil
+			return true, nil
 		}
 	}
-	return true, nil
+	return false, nil
 }
 
-func (s *Store) startRebuild() error {
-	if s.isRebuilding() {
-		return nil
-	}
-	f, err := s.disk.Create(s.rebuilding())
-	if err != nil {
-		return kind(err)
-	}
-	return kind(errors.Join(f.Close(), s.disk.SyncDir(s.cfg.Root)))
-}
-
-// endRebuild says that the records are there, and lets Collect go on.
-func (s *Store) endRebuild() error {
-	defer s.ring()
-	if err := s.disk.Remove(s.rebuilding()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return s.disk.SyncDir(s.cfg.Root)
-}
-
-// restoreNewest makes the database of the newest backup that is whole, if there
-// is one.
-func (s *Store) restoreNewest(o kv.Options) error {
-	names, err := s.backupFiles()
-	if err != nil {
-		return err
-	}
-	made := o
-	made.Dir += ".restored"
-	for _, name := range names {
-		if err := os.RemoveAll(made.Dir); err != nil {
-			return err
-		}
-		info, err := restoreFile(made, name)
-		if errdefs.IsDataLoss(err) || errdefs.IsFailedPrecondition(err) {
-			s.log.Error("a backup is of no use", "path", name, "err", err)
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		s.log.Warn("a backup takes the database's place", "path", name, "records", info.Rows)
-		return errors.Join(s.disk.Rename(made.Dir, o.Dir), s.disk.SyncDir(s.cfg.Root))
-	}
-	return os.RemoveAll(made.Dir)
-}
-
-func restoreFile(o kv.Options, name string) (kv.BackupInfo, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return kv.BackupInfo{}, err
-	}
-	defer f.Close()
-	info, err := kv.Restore(context.Background(), o, f)
-	if err != nil {
-		return info, kind(err)
-	}
-	d, err := os.Open(o.Dir)
-	if err != nil {
-		return info, err
-	}
-	return info, errors.Join(d.Sync(), d.Close())
-}
+// KeepBackups writes backups of the records. It is a work of the daemon's.
+func (s *Store) KeepBackups(ctx context.Context) error { return s.keeper.Work(ctx) }
 
 // rebuild makes the records that the files tell of and the database does not
 // know, and removes those whose bytes are gone: what is in a backup and was
@@ -210,7 +110,7 @@ func (s *Store) rebuild(ctx context.Context) (backup.Report, error) {
 	if err != nil {
 		return r, err
 	}
-	if err := s.endRebuild(); err != nil {
+	if err := s.keeper.Settle(); err != nil {
 		return r, err
 	}
 	for what, n := range map[string]int{

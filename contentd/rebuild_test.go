@@ -50,7 +50,7 @@ func newLibrary(t *testing.T, backups bool) *library {
 	must(t, s.AddMember(t.Context(), "one", lease.Ref{ID: "l", Generation: 9}, contentOf(digest.FromString("blob 3"))))
 	gone := add(one, "deleted later")
 	if backups {
-		must(t, s.backUp(t.Context()))
+		must(t, s.keeper.Save(t.Context()))
 	}
 	remove(t, s, one, gone)
 	delete(l.want, where{one, gone})
@@ -165,7 +165,7 @@ func TestDamagedDatabaseIsMadeAgain(t *testing.T) {
 				if aside, _ := filepath.Glob(l.db() + ".damaged-*"); (len(aside) == 1) != (name != "no directory") {
 					t.Errorf("put aside: %v", aside)
 				}
-				if s.isRebuilding() {
+				if s.keeper.Incomplete() {
 					t.Error("it is not over")
 				}
 				put(t, s, one, body)
@@ -254,7 +254,7 @@ func TestDatabaseThatLostItsLastCommitsKnowsMoreThanABackup(t *testing.T) {
 	cfg := testConfig(t)
 	s, err := Open(cfg, Needs{})
 	must(t, err)
-	must(t, s.backUp(t.Context()))
+	must(t, s.keeper.Save(t.Context()))
 	d := put(t, s, two, body)
 	m := lease.Ref{ID: "l", Generation: 9}
 	must(t, s.AddMember(t.Context(), "two", m, contentOf(d)))

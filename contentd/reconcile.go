@@ -22,7 +22,7 @@ func (s *Store) reconcile() error {
 	if err := s.makeDirs(); err != nil {
 		return err
 	}
-	if s.isRebuilding() {
+	if s.keeper.Incomplete() {
 		if _, err := s.rebuild(context.Background()); err != nil {
 			return err
 		}

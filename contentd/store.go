@@ -20,6 +20,7 @@ import (
 	"github.com/gantryd/gantry/services/filter"
 	"github.com/gantryd/gantry/services/gated"
 	"github.com/gantryd/gantry/services/gc"
+	"github.com/gantryd/gantry/services/keep"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/label"
 	"github.com/gantryd/gantry/services/lease"
@@ -38,16 +39,17 @@ type Needs struct {
 
 // A Store is the content of every namespace.
 type Store struct {
-	cfg   Config
-	needs Needs
-	log   *slog.Logger
-	kv    *kv.DB
-	db    gated.DB // kv, but for tests
-	gate  *gc.Gate
-	disk  disk
-	names map[string]*names // of the directories that blobs and ingests are in
-	box   *outbox.Box
-	now   func() time.Time
+	cfg    Config
+	needs  Needs
+	log    *slog.Logger
+	kv     *kv.DB
+	keeper *keep.Keeper // of kv
+	db     gated.DB     // kv, but for tests
+	gate   *gc.Gate
+	disk   disk
+	names  map[string]*names // of the directories that blobs and ingests are in
+	box    *outbox.Box
+	now    func() time.Time
 
 	// digests are locked while a file in blobs/ comes or goes.
 	digests [256]sync.Mutex
@@ -68,10 +70,6 @@ type Store struct {
 	bell chan struct{}
 
 	unnoted sync.Once // it was said that files take no notes
-
-	// backing is held while a backup is written, and guards the field below it.
-	backing  sync.Mutex
-	backedUp uint64 // commits that the last one has
 
 	// mu guards the fields below it.
 	mu      sync.Mutex
@@ -125,10 +123,11 @@ func open(cfg Config, needs Needs, d disk, records func(*kv.DB) database) (*Stor
 		s.names[dir] = newNames(d, dir)
 	}
 	// The database says whose directory it is, before anything in it changes.
-	db, err := s.openRecords()
-	if err != nil {
-		return nil, kind(err)
+	if err := s.openRecords(); err != nil {
+		return nil, err
 	}
+	db := s.keeper.DB()
+	var err error
 	s.kv, s.db = db, behind(records(db), s.gate)
 	if s.box, err = outbox.Open(db, suite.Contentd, s.log); err == nil {
 		err = s.db.Resume()

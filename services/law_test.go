@@ -23,7 +23,7 @@ const nouns = "services/ident services/typed services/mount services/label servi
 
 // What an engine may know: contracts, the mechanisms of the kit that know no
 // wire, and libraries that are about disks and kernels.
-const engine = nouns + "services/kv services/outbox services/gated disks "
+const engine = nouns + "services/kv services/outbox services/gated services/keep disks "
 
 // law is which package may import what. A package is judged by the first row
 // that matches it. Beside what is named, everybody may import the standard
@@ -74,6 +74,7 @@ var law = []struct{ from, may string }{
 	{"services/kv", "badger"},
 	{"services/outbox", "services/event services/kv otel"},
 	{"services/gated", "services/kv services/gc"},
+	{"services/keep", "services/kv services/backup"},
 	{"services/fdpass", ""},
 	{"services/daemon", "services/rpc services/fdpass services/suite services/suite/suiterpc grpc otel metrics toml systemd process"},
 
