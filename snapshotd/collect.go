@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,6 +23,14 @@ const (
 	// removeTime is how long one directory may take before the next one has
 	// its turn.
 	removeTime = time.Minute
+
+	// collectRest is how long what was removed stays before its files go, and
+	// more with it. Whoever removes one snapshot after the other, or makes new
+	// ones, does not wait for the disk behind that.
+	collectRest = 500 * time.Millisecond
+
+	// collectMax is how many rows of the trash go in one transaction.
+	collectMax = 64
 )
 
 // Collect removes the directories of snapshots that are gone, until ctx ends.
@@ -38,6 +47,7 @@ func (s *Store) Collect(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-s.wake:
+			rest(ctx, collectRest)
 		case <-retry.C:
 		}
 		err := s.empty(ctx)
@@ -62,15 +72,48 @@ func (s *Store) empty(ctx context.Context) error {
 		return err
 	}
 	var errs []error
-	for _, t := range all {
-		if err := ctx.Err(); err != nil {
-			return err
+	for part := range slices.Chunk(all, collectMax) {
+		var gone []uint64
+		for _, t := range part {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			switch err := s.discard(ctx, t); {
+			case errors.Is(err, errAway):
+				continue // until it is there again
+			case err != nil:
+				errs = append(errs, fmt.Errorf("directory %d: %w", t.id, err))
+				continue
+			}
+			gone = append(gone, t.id)
 		}
-		if err := s.discard(ctx, t); err != nil {
-			errs = append(errs, fmt.Errorf("directory %d: %w", t.id, err))
-		}
+		errs = append(errs, s.forget(ctx, gone))
 	}
 	return errors.Join(errs...)
+}
+
+// forget drops the rows of trees that are no more.
+func (s *Store) forget(ctx context.Context, ids []uint64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return s.db.Release(ctx, func(tx *kv.Tx) error {
+		var errs []error
+		for _, id := range ids {
+			errs = append(errs, tx.Delete(trashKey(id)))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// rest waits for a while, or until ctx ends.
+func rest(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // A trashed tree is a row of the trash.
@@ -97,14 +140,17 @@ func (s *Store) trashed() (all []trashed, err error) {
 	return all, err
 }
 
-var errBusy = errors.New("a layer is still being extracted into it")
+var (
+	errBusy = errors.New("a layer is still being extracted into it")
+	errAway = errors.New("its snapshotter is not there")
+)
 
-// discard removes one tree: the files first, so that as long as there are any
-// the row says so. That of a snapshotter that is missing now waits for it.
+// discard removes one tree. Its row stays until then, so that as long as there
+// are files any start finds them.
 func (s *Store) discard(ctx context.Context, t trashed) error {
 	d, ok := s.drivers[t.Snapshotter]
 	if !ok {
-		return nil
+		return errAway
 	}
 	release, _ := s.tryHold(t.id)
 	if release == nil {
@@ -113,8 +159,5 @@ func (s *Store) discard(ctx context.Context, t trashed) error {
 	defer release()
 	slow, cancel := context.WithTimeout(ctx, removeTime)
 	defer cancel()
-	if err := d.Remove(slow, driver.Ref{ID: t.id, Key: t.Key}); err != nil {
-		return err
-	}
-	return s.db.Release(ctx, func(tx *kv.Tx) error { return tx.Delete(trashKey(t.id)) })
+	return d.Remove(slow, driver.Ref{ID: t.id, Key: t.Key})
 }
