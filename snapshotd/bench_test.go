@@ -13,6 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/gantryd/gantry/services/diff"
 	"github.com/gantryd/gantry/services/diff/difftest"
 	"github.com/gantryd/gantry/services/snapshot"
@@ -134,6 +136,43 @@ func BenchmarkCommit(b *testing.B) {
 		prepare(b, sn, "key", "")
 		if err := sn.Commit(b.Context(), fmt.Sprint("name", i), "key", snapshot.Options{}); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkList lists ten thousand snapshots.
+func BenchmarkList(b *testing.B) {
+	needs := testNeeds(b)
+	needs.Log = slog.New(slog.DiscardHandler)
+	s := openTest(b, testConfig(b), needs)
+	sn := in(b, s, one)
+	prepare(b, sn, "base-key", "")
+	commitTo(b, sn, "base", "base-key", "")
+	const n, makers = 10_000, 16
+	var all errgroup.Group
+	for m := range makers {
+		all.Go(func() error {
+			for i := m; i < n; i += makers {
+				if _, err := sn.View(b.Context(), fmt.Sprint("key", i), "base", snapshot.Options{}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		found := 0
+		for _, err := range sn.List(b.Context()) {
+			if err != nil {
+				b.Fatal(err)
+			}
+			found++
+		}
+		if found != n+1 {
+			b.Fatalf("%d snapshots, want %d", found, n+1)
 		}
 	}
 }

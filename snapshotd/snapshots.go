@@ -245,7 +245,7 @@ func (n snapshots) Remove(ctx context.Context, key string) error {
 }
 
 // pageMax is how many records of a list are read at once.
-const pageMax = 100
+const pageMax = 250
 
 // List implements snapshot.Store. Nothing is held while the caller works.
 func (n snapshots) List(ctx context.Context, filters ...string) iter.Seq2[snapshot.Info, error] {
@@ -276,18 +276,18 @@ func (n snapshots) page(ctx context.Context, from []byte) (page []snapshot.Info,
 		return nil, nil, err
 	}
 	err = n.s.db.View(func(tx *kv.Tx) error {
-		for key := range tx.Scan(n.recordKey(""), from) {
+		for key, value := range tx.Scan(n.recordKey(""), from) {
 			if len(page) == pageMax {
 				next = key
 				return nil
 			}
 			name := kv.Parts(key)[3]
-			r, err := n.find(tx, name)
-			if errors.Is(err, errdefs.ErrNotFound) {
+			if n.s.gate.Hidden(n.node(name)) {
 				continue
 			}
-			if err != nil {
-				return err
+			var r record
+			if err := r.UnmarshalJSON(value); err != nil {
+				return fmt.Errorf("snapshot %s: %v: %w", name, err, errdefs.ErrDataLoss)
 			}
 			page = append(page, r.info(name))
 		}
