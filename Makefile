@@ -6,7 +6,7 @@ LINT    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZ    ?= 30s
 FUZZED  ?= .
 KILLS   ?= 500
-DEPS    ?= runc debootstrap umoci
+DEPS    ?= runc debootstrap umoci mkfs.btrfs:btrfs-progs
 LOUDLY  := [ "$$(id -u)" = 0 ] || printf '\n*** NOT ROOT: what mounts, runs containers or starts the suite is not tested. Run make test as root. ***\n\n' >&2
 
 .PHONY: all run test build image deps race lint law fuzz crash kills sim bench proto install clean help
@@ -26,8 +26,8 @@ build:                   ## bin/: the daemons, gantryctl, the shim
 image:                   ## bin/demo.tar: the demo image, the same bytes every time
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o .build/demo ./cmd/demo
 	go run ./cmd/demoimage -o bin/demo.tar .build/demo
-deps:                    ## Debian packages that are missing: runc, and what tests use
-	@for p in $(DEPS); do command -v $$p >/dev/null || set -- "$$@" $$p; done; \
+deps:                    ## Debian packages whose commands are missing: runc, and what tests use
+	@for p in $(DEPS); do command -v $${p%:*} >/dev/null || set -- "$$@" $${p#*:}; done; \
 		[ $$# = 0 ] || [ "$$(id -u)" != 0 ] || { apt-get update -q && apt-get install -qy --no-install-recommends "$$@"; }
 race:                    ## every test with the race detector
 	go test -race ./...

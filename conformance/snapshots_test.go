@@ -23,16 +23,21 @@ import (
 
 // TestOverlayfs runs containerd's suite for snapshotters on snapshotd, through
 // containerd's own client and a real socket.
-func TestOverlayfs(t *testing.T) {
+func TestOverlayfs(t *testing.T) { runSnapshotter(t, snapshotd.Overlayfs) }
+
+func runSnapshotter(t *testing.T, name string) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: mounts")
 	}
-	testsuite.SnapshotterSuite(t, snapshotd.Overlayfs, openSnapshots)
+	testsuite.SnapshotterSuite(t, name, func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+		return openSnapshots(root, name)
+	})
 }
 
 // openSnapshots serves a new snapshotd on a socket and returns containerd's
 // client of it. Removed snapshots are collected meanwhile.
-func openSnapshots(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+func openSnapshots(root, name string) (snapshots.Snapshotter, func() error, error) {
 	quiet := slog.New(slog.DiscardHandler)
 	cfg := snapshotd.Default()
 	cfg.Root = filepath.Join(root, "snapshotd")
@@ -59,7 +64,7 @@ func openSnapshots(_ context.Context, root string) (snapshots.Snapshotter, func(
 		stop()
 		return nil, nil, err
 	}
-	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), snapshotd.Overlayfs), func() error {
+	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), name), func() error {
 		stop()
 		err := errors.Join(conn.Close(), <-collected)
 		srv.Stop()

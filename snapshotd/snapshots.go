@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -117,16 +118,19 @@ func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent s
 	if err != nil {
 		return nil, err
 	}
+	var taken string
 	var chain []driver.Ref
 	if err := n.s.db.View(func(tx *kv.Tx) error {
-		// Only to spare the directory: the answer is given below.
-		if taken, err := n.taken(tx, key, o); taken != "" || err != nil {
+		if taken, err = n.taken(tx, key, o); taken != "" || err != nil {
 			return err
 		}
 		chain, err = n.below(tx, parent)
 		return err
 	}); err != nil {
 		return nil, err
+	}
+	if taken != "" {
+		return nil, n.occupied(ctx, l, taken) // and no tree is made in vain
 	}
 
 	r := record{ID: n.s.last.Add(1), Kind: kind, Parent: parent, Labels: label.Clean(o.Labels)}
@@ -139,14 +143,35 @@ func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent s
 			return nil, errors.Join(fmt.Errorf("snapshot %s: %w", key, err), n.abandon(own.Ref))
 		}
 	}
-	taken, chain, err := n.insert(ctx, l, key, &r, o)
+	taken, err = n.insert(ctx, l, key, &r, o, chain)
 	if err == nil && taken != "" {
-		err = fmt.Errorf("snapshot %s: %w", taken, errdefs.ErrAlreadyExists)
+		err = errTaken(taken)
 	}
 	if err != nil {
 		return nil, errors.Join(err, n.abandon(own.Ref))
 	}
-	return n.d.Mounts(ctx, n.known(key, r, chain))
+	return n.d.Mounts(ctx, own)
+}
+
+func errTaken(name string) error {
+	return fmt.Errorf("snapshot %s: %w", name, errdefs.ErrAlreadyExists)
+}
+
+// occupied says that there is a snapshot already, which becomes a resource of
+// the lease.
+func (n snapshots) occupied(ctx context.Context, l lease.Ref, name string) error {
+	if l.ID == "" {
+		return errTaken(name)
+	}
+	if err := n.s.db.Update(ctx, func(tx *kv.Tx) error {
+		if exists, err := n.exists(tx, name); !exists || err != nil {
+			return err
+		}
+		return n.join(tx, l, name)
+	}); err != nil {
+		return err
+	}
+	return errTaken(name)
 }
 
 // taken returns the name of the snapshot that is there already in the place of
@@ -175,8 +200,8 @@ func (n snapshots) below(tx *kv.Tx, parent string) ([]driver.Ref, error) {
 }
 
 // insert writes the record of a new snapshot, unless there is one already,
-// which becomes a resource of the lease in its place.
-func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *record, o snapshot.Options) (taken string, chain []driver.Ref, err error) {
+// which becomes a resource of the lease in its place. Its tree was made on chain.
+func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *record, o snapshot.Options, chain []driver.Ref) (taken string, err error) {
 	err = n.s.db.Update(ctx, func(tx *kv.Tx) error {
 		if taken, err = n.taken(tx, key, o); err != nil {
 			return err
@@ -185,8 +210,12 @@ func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *recor
 			n.touch(taken)
 			return n.join(tx, l, taken)
 		}
-		if chain, err = n.below(tx, r.Parent); err != nil {
+		switch now, err := n.below(tx, r.Parent); {
+		case err != nil:
 			return err
+		case !slices.Equal(now, chain):
+			// The parent was removed and made again meanwhile.
+			return fmt.Errorf("parent snapshot %s: %w", r.Parent, errdefs.ErrNotFound)
 		}
 		r.Created = time.Now().UTC()
 		r.Updated = r.Created
@@ -201,7 +230,7 @@ func (n snapshots) insert(ctx context.Context, l lease.Ref, key string, r *recor
 			Key: key, Parent: r.Parent, Snapshotter: n.snapshotter,
 		}))
 	})
-	return taken, chain, err
+	return taken, err
 }
 
 // abandonTime is how long the tree of a snapshot that was not made may take to

@@ -25,8 +25,8 @@ var openers = map[string]func(root string, env driver.Env) (driver.Driver, error
 
 // load opens the drivers. One that cannot be keeps nobody from the others.
 func (s *Store) load(env driver.Env) {
-	for name, open := range openers {
-		d, err := open(s.rootOf(name), env)
+	for _, name := range slices.Sorted(maps.Keys(openers)) {
+		d, err := openers[name](s.rootOf(name), env)
 		if err != nil {
 			s.log.Warn("a snapshotter is missing here", "snapshotter", name, "err", err)
 			s.skipped[name] = err

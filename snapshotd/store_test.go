@@ -1,6 +1,7 @@
 package snapshotd
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -101,53 +102,65 @@ func (s *Store) path(id uint64) string { return filepath.Join(s.dir(), strconv.F
 func (s *Store) fs(id uint64) string   { return filepath.Join(s.path(id), "fs") }
 func (s *Store) work(id uint64) string { return filepath.Join(s.path(id), "work") }
 
-func openLeases(t testing.TB, leases lease.Registry) *Store {
+func openLeases(t testing.TB, snapshotter string, leases lease.Registry) *Store {
 	needs := testNeeds(t)
 	needs.Leases = leases
-	return openTest(t, testConfig(t), needs)
+	return openTest(t, configOf(t, snapshotter), needs)
 }
 
-func openBlobs(t testing.TB, blobs content.Stores) *Store {
+func openBlobs(t testing.TB, blobs content.Stores) *Store { return openBlobsOn(t, Overlayfs, blobs) }
+
+func openBlobsOn(t testing.TB, snapshotter string, blobs content.Stores) *Store {
 	needs := testNeeds(t)
 	needs.Content = blobs
-	return openTest(t, testConfig(t), needs)
+	return openTest(t, configOf(t, snapshotter), needs)
 }
 
 func TestSnapshots(t *testing.T) {
-	snapshottest.Run(t, func(t *testing.T, leases lease.Registry) snapshottest.Fixture {
-		s := openLeases(t, leases)
-		return snapshottest.Fixture{Stores: s, Snapshotter: Overlayfs, Traits: s.drivers[Overlayfs].Traits().Traits, Members: s, Holder: s}
+	onEach(t, func(t *testing.T, snapshotter string) {
+		snapshottest.Run(t, func(t *testing.T, leases lease.Registry) snapshottest.Fixture {
+			s := openLeases(t, snapshotter, leases)
+			traits := inOf(t, s, one, snapshotter).d.Traits().Traits
+			return snapshottest.Fixture{Stores: s, Snapshotter: snapshotter, Traits: traits, Members: s, Holder: s}
+		})
 	})
 }
 
 func TestSnapshotsAcrossTheWire(t *testing.T) {
-	snapshottest.Run(t, func(t *testing.T, leases lease.Registry) snapshottest.Fixture {
-		s := openLeases(t, leases)
-		conn := rpctest.Pipe(t, func(r grpc.ServiceRegistrar) {
-			snapshotrpc.Register(r, s)
-			leaserpc.RegisterMembers(r, s)
-			namespacerpc.RegisterHolder(r, s)
-			snapshotrpc.RegisterMeter(r, s)
+	onEach(t, func(t *testing.T, snapshotter string) {
+		snapshottest.Run(t, func(t *testing.T, leases lease.Registry) snapshottest.Fixture {
+			s := openLeases(t, snapshotter, leases)
+			conn := rpctest.Pipe(t, func(r grpc.ServiceRegistrar) {
+				snapshotrpc.Register(r, s)
+				leaserpc.RegisterMembers(r, s)
+				namespacerpc.RegisterHolder(r, s)
+				snapshotrpc.RegisterMeter(r, s)
+			})
+			traits := inOf(t, s, one, snapshotter).d.Traits().Traits
+			return snapshottest.Fixture{
+				Stores: snapshotrpc.NewClient(conn), Snapshotter: snapshotter, Traits: traits,
+				Members: leaserpc.NewMembers(conn), Holder: namespacerpc.NewHolder(conn), Meter: snapshotrpc.NewMeter(conn),
+			}
 		})
-		return snapshottest.Fixture{
-			Stores: snapshotrpc.NewClient(conn), Snapshotter: Overlayfs, Traits: s.drivers[Overlayfs].Traits().Traits,
-			Members: leaserpc.NewMembers(conn), Holder: namespacerpc.NewHolder(conn), Meter: snapshotrpc.NewMeter(conn),
-		}
 	})
 }
 
 func TestLayers(t *testing.T) {
-	difftest.Run(t, func(t *testing.T, blobs content.Stores) difftest.Fixture {
-		s := openBlobs(t, blobs)
-		return difftest.Fixture{Services: s.Layers(), Tree: trees{s: s, blobs: blobs}.inOrder}
+	onEach(t, func(t *testing.T, snapshotter string) {
+		difftest.Run(t, func(t *testing.T, blobs content.Stores) difftest.Fixture {
+			s := openBlobsOn(t, snapshotter, blobs)
+			return difftest.Fixture{Services: s.Layers(), Tree: trees{s: s, blobs: blobs, of: snapshotter}.inOrder}
+		})
 	})
 }
 
 func TestLayersAcrossTheWire(t *testing.T) {
-	difftest.Run(t, func(t *testing.T, blobs content.Stores) difftest.Fixture {
-		s := openBlobs(t, blobs)
-		conn := rpctest.Pipe(t, func(r grpc.ServiceRegistrar) { diffrpc.Register(r, s.Layers()) })
-		return difftest.Fixture{Services: diffrpc.NewClient(conn), Tree: trees{s: s, blobs: blobs}.inOrder}
+	onEach(t, func(t *testing.T, snapshotter string) {
+		difftest.Run(t, func(t *testing.T, blobs content.Stores) difftest.Fixture {
+			s := openBlobsOn(t, snapshotter, blobs)
+			conn := rpctest.Pipe(t, func(r grpc.ServiceRegistrar) { diffrpc.Register(r, s.Layers()) })
+			return difftest.Fixture{Services: diffrpc.NewClient(conn), Tree: trees{s: s, blobs: blobs, of: snapshotter}.inOrder}
+		})
 	})
 }
 
@@ -155,12 +168,13 @@ func TestLayersAcrossTheWire(t *testing.T) {
 type trees struct {
 	s     *Store
 	blobs content.Stores
+	of    string // the snapshotter; overlayfs if it is empty
 }
 
 // inOrder is a snapshot on top of those that have the layers below.
 func (m trees) inOrder(t *testing.T, scope namespace.Scope, below ...[]byte) difftest.Tree {
 	t.Helper()
-	sn := in(t, m.s, scope)
+	sn := inOf(t, m.s, scope, cmp.Or(m.of, Overlayfs))
 	parent := ""
 	for i, b := range below {
 		key := fmt.Sprintf("%s layer %d of %s", t.Name(), i, digest.FromBytes(b))
@@ -176,16 +190,12 @@ func (m trees) inOrder(t *testing.T, scope namespace.Scope, below ...[]byte) dif
 	if err != nil {
 		t.Fatalf("Mounts: %v", err)
 	}
-	return difftest.Tree{Mounts: mounts, Files: func(t *testing.T) map[string]string { return look(t, m.s, scope, key) }}
+	return difftest.Tree{Mounts: mounts, Files: func(t *testing.T) map[string]string { return lookIn(t, sn, key) }}
 }
 
 func in(t testing.TB, s *Store, scope namespace.Scope) snapshots {
 	t.Helper()
-	sn, err := s.In(scope, Overlayfs)
-	if err != nil {
-		t.Fatalf("In: %v", err)
-	}
-	return sn.(snapshots)
+	return inOf(t, s, scope, Overlayfs)
 }
 
 func prepare(t testing.TB, sn snapshot.Store, key, parent string) []mount.Mount {
@@ -225,7 +235,12 @@ func treeOf(t testing.TB, sn snapshots, key string) *os.File {
 // look describes what a container would see in a snapshot.
 func look(t testing.TB, s *Store, scope namespace.Scope, key string) map[string]string {
 	t.Helper()
-	root := treeOf(t, in(t, s, scope), key)
+	return lookIn(t, in(t, s, scope), key)
+}
+
+func lookIn(t testing.TB, sn snapshots, key string) map[string]string {
+	t.Helper()
+	root := treeOf(t, sn, key)
 	defer root.Close()
 	return describe(t, int(root.Fd()))
 }
