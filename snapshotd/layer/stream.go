@@ -10,10 +10,11 @@ import (
 	"io"
 
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/gantryd/gantry/snapshotd/inflate"
 )
 
 const (
@@ -133,8 +134,7 @@ func decoder(r io.Reader, c compression) (_ io.Reader, done func(), _ error) {
 	}
 	switch {
 	case isGzip(start):
-		z, err := gzip.NewReader(br)
-		return z, func() {}, err
+		return inflate.NewReader(br), func() {}, nil
 	case isZstd(start):
 		z, err := zstd.NewReader(br,
 			zstd.WithDecoderConcurrency(1),
