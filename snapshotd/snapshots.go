@@ -118,21 +118,10 @@ func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent s
 	if err != nil {
 		return nil, err
 	}
-	var taken string
-	var chain []driver.Ref
-	if err := n.s.db.View(func(tx *kv.Tx) error {
-		if taken, err = n.taken(tx, key, o); taken != "" || err != nil {
-			return err
-		}
-		chain, err = n.below(tx, parent)
-		return err
-	}); err != nil {
+	chain, err := n.vacant(ctx, l, key, parent, o)
+	if err != nil {
 		return nil, err
 	}
-	if taken != "" {
-		return nil, n.occupied(ctx, l, taken) // and no tree is made in vain
-	}
-
 	r := record{ID: n.s.last.Add(1), Kind: kind, Parent: parent, Labels: label.Clean(o.Labels)}
 	// The tree before the record: a record has a tree at any moment. It is not
 	// synced: before its commit nothing in it is durable, and if it is lost,
@@ -143,7 +132,7 @@ func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent s
 			return nil, errors.Join(fmt.Errorf("snapshot %s: %w", key, err), n.abandon(own.Ref))
 		}
 	}
-	taken, err = n.insert(ctx, l, key, &r, o, chain)
+	taken, err := n.insert(ctx, l, key, &r, o, chain)
 	if err == nil && taken != "" {
 		err = errTaken(taken)
 	}
@@ -157,21 +146,33 @@ func errTaken(name string) error {
 	return fmt.Errorf("snapshot %s: %w", name, errdefs.ErrAlreadyExists)
 }
 
-// occupied says that there is a snapshot already, which becomes a resource of
-// the lease.
-func (n snapshots) occupied(ctx context.Context, l lease.Ref, name string) error {
-	if l.ID == "" {
-		return errTaken(name)
-	}
-	if err := n.s.db.Update(ctx, func(tx *kv.Tx) error {
-		if exists, err := n.exists(tx, name); !exists || err != nil {
+// vacant returns the trees under a snapshot that is to be made. One that is there
+// already becomes a resource of the lease, and no tree is made in vain.
+func (n snapshots) vacant(ctx context.Context, l lease.Ref, key, parent string, o snapshot.Options) (chain []driver.Ref, err error) {
+	for {
+		var taken string
+		if err := n.s.db.View(func(tx *kv.Tx) error {
+			if taken, err = n.taken(tx, key, o); taken != "" || err != nil {
+				return err
+			}
+			chain, err = n.below(tx, parent)
 			return err
+		}); err != nil || taken == "" {
+			return chain, err
 		}
-		return n.join(tx, l, name)
-	}); err != nil {
-		return err
+		if err := n.s.db.Update(ctx, func(tx *kv.Tx) error {
+			if taken, err = n.taken(tx, key, o); taken == "" || err != nil {
+				return err // it went meanwhile
+			}
+			n.touch(taken)
+			return n.join(tx, l, taken)
+		}); err != nil {
+			return nil, err
+		}
+		if taken != "" {
+			return nil, errTaken(taken)
+		}
 	}
-	return errTaken(name)
 }
 
 // taken returns the name of the snapshot that is there already in the place of
