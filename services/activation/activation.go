@@ -23,10 +23,10 @@ import (
 
 // An Active mount was made by the store.
 type Active struct {
-	mount.Mount           // as it was after its transforms
-	MountedAt   time.Time // when it was made
-	MountPoint  string    // where it is; of a loop device a link to it
-	Data        map[string]string
+	mount.Mount                   // as it was after its transforms
+	MountedAt   time.Time         `json:"mounted_at"`  // when it was made
+	MountPoint  string            `json:"mount_point"` // where it is; of a loop device a link to it
+	Data        map[string]string `json:"data,omitempty"`
 }
 
 // An Info is what is known of an activation.

@@ -81,11 +81,13 @@ import (
 	"github.com/gantryd/gantry/services/lease"
 )
 
-// The types of nodes that no lease can have; the others are those of package
-// lease. Containers and sandboxes refer and are never swept.
+// The types of nodes that a client cannot put under a lease; the others are those
+// of package lease. Containers and sandboxes refer and are never swept. Mounts are
+// activations: those that are made under a lease are its own, and nobody is told.
 const (
 	TypeContainers = "containers"
 	TypeSandboxes  = "sandboxes"
+	TypeMounts     = "mounts"
 )
 
 const (
@@ -136,7 +138,7 @@ func (n Node) Check() error {
 	if n.Namespace == "" || n.ID == "" {
 		return fmt.Errorf("node %q wants a namespace and an id: %w", n, errdefs.ErrInvalidArgument)
 	}
-	if n.Type == TypeContainers || n.Type == TypeSandboxes {
+	if n.Type == TypeContainers || n.Type == TypeSandboxes || n.Type == TypeMounts {
 		return nil
 	}
 	if err := n.Resource.Check(); err != nil {

@@ -36,7 +36,7 @@ func (o *Object) Read(labels map[string]string) {
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
 		v := labels[k]
 		if rest, ok := strings.CutPrefix(k, labelRef); ok {
-			o.Refs = appendTo(o.Refs, rest, v, lease.TypeContent, lease.TypeImages)
+			o.Refs = appendTo(o.Refs, rest, v, lease.TypeContent, lease.TypeImages, TypeMounts)
 		} else if rest, ok := strings.CutPrefix(k, labelBack); ok {
 			o.Backs = appendTo(o.Backs, rest, v, lease.TypeContent, lease.TypeImages, TypeContainers)
 		} else if rest, ok := strings.CutPrefix(k, labelCond); ok {
@@ -54,6 +54,7 @@ var singular = map[string]string{
 	"content":   lease.TypeContent,
 	"image":     lease.TypeImages,
 	"container": TypeContainers,
+	"mount":     TypeMounts,
 }
 
 // appendTo adds the object that the label gc.ref.<rest> or gc.bref.<rest> names,

@@ -1,0 +1,116 @@
+package mounter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/activation"
+)
+
+// makeDir makes a directory that nobody sees before it has its owner and mode.
+func makeDir(parent *os.File, name string, d activation.Dir) error {
+	switch err := unix.Mkdirat(int(parent.Fd()), name, 0o700); {
+	case errors.Is(err, unix.EEXIST):
+		return sameDir(parent, name, d)
+	case err != nil:
+		return err
+	}
+	dir, err := beneath(parent, name, unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	// The owner before the mode: a change of owner may clear bits of it.
+	if err := unix.Fchownat(int(dir.Fd()), "", d.UID, d.GID, unix.AT_EMPTY_PATH); err != nil {
+		return err
+	}
+	return os.Chmod(fdPath(dir), d.Mode)
+}
+
+// sameDir refuses to change what is there already.
+func sameDir(parent *os.File, name string, d activation.Dir) error {
+	dir, err := beneath(parent, name, unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return err
+	}
+	if os.FileMode(st.Mode).Perm() != d.Mode {
+		return fmt.Errorf("directory %.300q is there with mode %#o, want %#o: %w", name, st.Mode&0o777, d.Mode, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// imageMax is how large an image is at most, in bytes. It takes no room until it
+// is written to.
+const imageMax = 1 << 40
+
+// makers are the programs that make a file system, with their first arguments
+// and the one before a UUID.
+var makers = map[string]struct {
+	program string
+	args    []string
+	uuid    []string
+}{
+	"ext2": {"mkfs.ext2", []string{"-q", "-F"}, []string{"-U", ""}},
+	"ext3": {"mkfs.ext3", []string{"-q", "-F"}, []string{"-U", ""}},
+	"ext4": {"mkfs.ext4", []string{"-q", "-F"}, []string{"-U", ""}},
+	"xfs":  {"mkfs.xfs", []string{"-q"}, []string{"-m", "uuid="}},
+}
+
+// makeImage makes a file with a file system in it, which has no name before it
+// is whole and on disk.
+func makeImage(ctx context.Context, parent *os.File, name string, i activation.Image) error {
+	var st unix.Stat_t
+	switch err := unix.Fstatat(int(parent.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG:
+		return nil
+	case err == nil:
+		return fmt.Errorf("image %.300q is not a file: %w", name, errdefs.ErrInvalidArgument)
+	case !errors.Is(err, unix.ENOENT):
+		return err
+	}
+	maker, ok := makers[i.FS]
+	if !ok || i.Size > imageMax {
+		return fmt.Errorf("image of %d bytes with %.20q: %w", i.Size, i.FS, errdefs.ErrInvalidArgument)
+	}
+	program, err := exec.LookPath(maker.program)
+	if err != nil {
+		return fmt.Errorf("%v: %w", err, errdefs.ErrNotImplemented)
+	}
+	fd, err := unix.Open(fdPath(parent), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("image: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	if err := f.Truncate(i.Size); err != nil {
+		return err
+	}
+	args := maker.args
+	if i.UUID != "" {
+		args = append(args[:len(args):len(args)], maker.uuid[0], maker.uuid[1]+i.UUID)
+	}
+	cmd := exec.CommandContext(ctx, program, append(args[:len(args):len(args)], "/proc/self/fd/3")...)
+	cmd.ExtraFiles = []*os.File{f}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %.300s", maker.program, err, out)
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	err = unix.Linkat(unix.AT_FDCWD, fdPath(f), int(parent.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("image: %w", err)
+	}
+	return nil
+}
