@@ -40,7 +40,7 @@ func runSnapshotter(t *testing.T, name string) {
 func openSnapshots(root, name string) (snapshots.Snapshotter, func() error, error) {
 	quiet := slog.New(slog.DiscardHandler)
 	cfg := snapshotd.Default()
-	cfg.Root = filepath.Join(root, "snapshotd")
+	cfg.Root, cfg.State = filepath.Join(root, "snapshotd"), filepath.Join(root, "state")
 	store, err := snapshotd.Open(cfg, snapshotd.Needs{Log: quiet})
 	if err != nil {
 		return nil, nil, err

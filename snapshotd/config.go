@@ -12,16 +12,17 @@ import (
 // Config says where snapshots live and how hard the machine is used.
 type Config struct {
 	Root       string `toml:"root"`         // directory for everything this daemon keeps
+	State      string `toml:"state"`        // directory for mounts, which end with the boot
 	Applies    int    `toml:"applies"`      // layers that are extracted at once
 	FreeMinMiB int64  `toml:"free_min_mib"` // free disk that layers leave alone
 }
 
 // Default is the config of a node.
 func Default() Config {
-	return Config{Root: "/var/lib/gantry/snapshotd", Applies: 4, FreeMinMiB: 256}
+	return Config{Root: "/var/lib/gantry/snapshotd", State: "/run/gantry/snapshotd", Applies: 4, FreeMinMiB: 256}
 }
 
-// rootMax is how long the root's path is at most, in bytes: the kernel takes
+// rootMax is how long those paths are at most, in bytes: the kernel takes
 // 255 for a directory of an overlay.
 const rootMax = 180
 
@@ -31,14 +32,16 @@ const freeMinLeast = 64
 // Check reports every mistake in c at once.
 func (c Config) Check() error {
 	var errs []error
-	switch {
-	case !filepath.IsAbs(c.Root) || c.Root != filepath.Clean(c.Root):
-		errs = append(errs, fmt.Errorf("root: %q is not a clean absolute path", c.Root))
-	case len(c.Root) > rootMax:
-		errs = append(errs, fmt.Errorf("root: longer than %d bytes", rootMax))
-	case strings.ContainsAny(c.Root, ",:\\\"\n"):
-		// These mean something in the options of a mount.
-		errs = append(errs, fmt.Errorf(`root: %q has one of , : \ " or a line break in it`, c.Root))
+	for _, p := range []struct{ name, path string }{{"root", c.Root}, {"state", c.State}} {
+		switch {
+		case !filepath.IsAbs(p.path) || p.path != filepath.Clean(p.path):
+			errs = append(errs, fmt.Errorf("%s: %q is not a clean absolute path", p.name, p.path))
+		case len(p.path) > rootMax:
+			errs = append(errs, fmt.Errorf("%s: longer than %d bytes", p.name, rootMax))
+		case strings.ContainsAny(p.path, ",:\\\"\n"):
+			// These mean something in the options of a mount.
+			errs = append(errs, fmt.Errorf(`%s: %q has one of , : \ " or a line break in it`, p.name, p.path))
+		}
 	}
 	if c.Applies < 1 || c.Applies > 1000 {
 		errs = append(errs, fmt.Errorf("applies: %d is not from 1 to 1000", c.Applies))

@@ -10,6 +10,7 @@ import (
 	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
+	"github.com/gantryd/gantry/snapshotd/mounter"
 )
 
 // behind puts the records behind the gate at which writers wait while garbage is
@@ -24,6 +25,8 @@ func nodeAt(key []byte) (gc.Node, bool) {
 	switch {
 	case parts[0] == "snapshot" && len(parts) == 4:
 		return shelf{parts[1], parts[2]}.node(parts[3]), true
+	case parts[0] == mounter.Rows && len(parts) == 3:
+		return gc.Node{Namespace: parts[1], Resource: mounter.Resource(parts[2])}, true
 	case parts[0] == "member" && len(parts) == 6:
 		return gc.Node{Namespace: parts[1], Resource: lease.Resource{Type: parts[4], ID: parts[5]}}, true
 	}

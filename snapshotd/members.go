@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/namespace"
@@ -77,19 +78,27 @@ func checkMember(r lease.Resource) error {
 
 // join makes a snapshot a resource of the lease, if there is one.
 func (h shelf) join(tx *kv.Tx, l lease.Ref, name string) error {
+	return join(tx, h.namespace, l, h.node(name).Resource)
+}
+
+func join(tx *kv.Tx, ns string, l lease.Ref, r lease.Resource) error {
 	if l.ID == "" {
 		return nil
 	}
-	return membership{ns: h.namespace, lease: l, of: h.node(name).Resource}.put(tx)
+	return membership{ns: ns, lease: l, of: r}.put(tx)
 }
 
 // leave takes a snapshot from every lease of an id.
 func (h shelf) leave(tx *kv.Tx, id, name string) error {
+	return leave(tx, h.namespace, id, lease.Resource{Type: memberType(h.snapshotter), ID: name})
+}
+
+func leave(tx *kv.Tx, ns, id string, r lease.Resource) error {
 	if id == "" {
 		return nil
 	}
 	var errs []error
-	for key := range tx.Scan(kv.Key("leased", h.namespace, memberType(h.snapshotter), name, id, ""), nil) {
+	for key := range tx.Scan(kv.Key("leased", ns, r.Type, r.ID, id, ""), nil) {
 		m, err := memberAt(key)
 		if err != nil {
 			return err
@@ -115,13 +124,15 @@ func (s *Store) RemoveMember(ctx context.Context, ns string, l lease.Ref, r leas
 	return s.db.Release(ctx, membership{ns, l, r}.remove)
 }
 
-// ListMembers implements lease.Members.
+// ListMembers implements lease.Members. Activations are members and are not
+// listed: clients know of no such type.
 func (s *Store) ListMembers(_ context.Context, ns string, l lease.Ref) ([]lease.Resource, error) {
 	var all []lease.Resource
 	err := s.db.View(func(tx *kv.Tx) error {
 		for key := range tx.Scan(membersKey(ns, l), nil) {
-			parts := kv.Parts(key)
-			all = append(all, lease.Resource{Type: parts[4], ID: parts[5]})
+			if parts := kv.Parts(key); parts[4] != gc.TypeMounts {
+				all = append(all, lease.Resource{Type: parts[4], ID: parts[5]})
+			}
 		}
 		return nil
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
+	"github.com/gantryd/gantry/snapshotd/mounter"
 )
 
 var _ gc.Owner = (*Store)(nil)
@@ -31,12 +32,14 @@ func (s *Store) End(ctx context.Context, epoch gc.Epoch) error { return s.gate.E
 // not there, and so would what they refer to seem to be garbage.
 func (s *Store) Mark(ctx context.Context, epoch gc.Epoch) iter.Seq2[gc.Object, error] {
 	return func(yield func(gc.Object, error) bool) {
-		for from, more := []byte(nil), true; more; more = from != nil {
-			batch, next, err := s.markSome(from)
-			if !s.yieldAll(ctx, epoch, batch, err, yield) {
-				return
+		for _, rows := range []string{"snapshot", mounter.Rows} {
+			for from, more := []byte(nil), true; more; more = from != nil {
+				batch, next, err := s.markSome(rows, from)
+				if !s.yieldAll(ctx, epoch, batch, err, yield) {
+					return
+				}
+				from = next
 			}
-			from = next
 		}
 		if err := s.kv.Verify(ctx); err != nil {
 			yield(gc.Object{}, err)
@@ -45,9 +48,9 @@ func (s *Store) Mark(ctx context.Context, epoch gc.Epoch) iter.Seq2[gc.Object, e
 }
 
 // markSome reads the next objects, and the key to go on from.
-func (s *Store) markSome(from []byte) (batch []gc.Object, next []byte, err error) {
+func (s *Store) markSome(rows string, from []byte) (batch []gc.Object, next []byte, err error) {
 	err = s.db.View(func(tx *kv.Tx) error {
-		for key, value := range tx.Scan(kv.Key("snapshot", ""), from) {
+		for key, value := range tx.Scan(kv.Key(rows, ""), from) {
 			if len(batch) == markBatch {
 				next = key
 				break
@@ -84,6 +87,9 @@ func (s *Store) yieldAll(ctx context.Context, epoch gc.Epoch, batch []gc.Object,
 // object reads what a record says. A snapshot keeps its parent; nothing but its
 // labels, leases and containers keeps an active one, as in containerd.
 func object(n gc.Node, key, value []byte) (gc.Object, error) {
+	if n.Type == gc.TypeMounts {
+		return mounter.Object(key, value)
+	}
 	o := gc.Object{Node: n}
 	r, err := readRecord(key, value)
 	if err != nil {
@@ -188,10 +194,13 @@ func (s *Store) readNodes(nodes []gc.Node) (batch []gc.Object, err error) {
 
 func readNode(tx *kv.Tx, n gc.Node) (gc.Object, error) {
 	h, ok := shelfOf(n)
-	if !ok {
+	key := h.recordKey(n.ID)
+	switch {
+	case n.Type == gc.TypeMounts:
+		key = mounter.Key(n.Namespace, n.ID)
+	case !ok:
 		return gc.Object{}, fmt.Errorf("node %q: %w", n, errdefs.ErrNotFound)
 	}
-	key := h.recordKey(n.ID)
 	value, err := tx.Get(key)
 	if err != nil {
 		return gc.Object{}, err

@@ -78,10 +78,13 @@ func (s *Store) Plugins() []suite.Plugin {
 	}
 	return append(all,
 		suite.Plugin{Type: "io.containerd.differ.v1", ID: "walking", Platforms: here},
+		suite.Plugin{Type: "io.containerd.mount-handler.v1", ID: "erofs", Platforms: here},
+		suite.Plugin{Type: "io.containerd.mount-manager.v1", ID: "bolt"},
 		suite.Plugin{Type: "io.containerd.service.v1", ID: "snapshots-service"},
 		suite.Plugin{Type: "io.containerd.service.v1", ID: "diff-service"},
 		suite.Plugin{Type: "io.containerd.grpc.v1", ID: "snapshots"},
 		suite.Plugin{Type: "io.containerd.grpc.v1", ID: "diff"},
+		suite.Plugin{Type: "io.containerd.grpc.v1", ID: "mounts"},
 	)
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/gantryd/gantry/services/suite"
 	"github.com/gantryd/gantry/snapshotd/driver"
 	"github.com/gantryd/gantry/snapshotd/kernel"
+	"github.com/gantryd/gantry/snapshotd/mounter"
 )
 
 // Overlayfs is the snapshotter that is used where none is named.
@@ -54,6 +55,7 @@ type Store struct {
 	gate  *gc.Gate
 	box   *outbox.Box
 
+	mounter *mounter.Store
 	drivers map[string]driver.Driver // by snapshotter
 	skipped map[string]error         // why there is none
 
@@ -117,11 +119,14 @@ func (s *Store) prepare(env driver.Env) error {
 	if err := s.db.Resume(); err != nil {
 		return err
 	}
-	return errors.Join(s.completeMembers(context.Background()), s.reconcile())
+	if err := errors.Join(s.completeMembers(context.Background()), s.reconcile()); err != nil {
+		return err
+	}
+	return s.openMounter()
 }
 
-// Close waits for calls under way. It removes nothing.
-func (s *Store) Close() error { return s.kv.Close() }
+// Close waits for calls under way. It removes nothing, and unmounts nothing.
+func (s *Store) Close() error { return errors.Join(s.mounter.Close(), s.kv.Close()) }
 
 // Publish hands events to the bus until ctx ends.
 func (s *Store) Publish(ctx context.Context) error { return s.box.Publish(ctx, s.needs.Events) }

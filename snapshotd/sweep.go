@@ -20,7 +20,7 @@ func (s *Store) Sweep(ctx context.Context, epoch gc.Epoch, dead []gc.Node) (int,
 		if err := n.Check(); err != nil {
 			return 0, err
 		}
-		if _, ok := shelfOf(n); !ok {
+		if _, ok := shelfOf(n); !ok && n.Type != gc.TypeMounts {
 			return 0, fmt.Errorf("node %q is not kept here: %w", n, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -77,7 +77,10 @@ const rowsBeside = 200
 // sweepOne removes a dead snapshot if there is room for that, and else takes it
 // from as many of its leases as there is room for.
 func (s *Store) sweepOne(ctx context.Context, tx *kv.Tx, o gc.Object, room *int) (all bool, err error) {
-	h, _ := shelfOf(o.Node)
+	h, ok := shelfOf(o.Node)
+	if !ok {
+		return s.sweepMounts(tx, o, room)
+	}
 	r, err := h.get(tx, o.ID)
 	if err != nil {
 		return false, err
@@ -85,6 +88,18 @@ func (s *Store) sweepOne(ctx context.Context, tx *kv.Tx, o gc.Object, room *int)
 	if err := h.dropFalseChildren(tx, o.ID); err != nil {
 		return false, err
 	}
+	if all, err := leaveAll(tx, o, room); err != nil || !all {
+		return false, err
+	}
+	const rows = 5
+	if *room -= rows * (len(h.snapshotter) + len(h.namespace) + len(o.ID) + len(r.Parent) + rowsBeside); *room < 0 {
+		return false, nil
+	}
+	return true, s.bury(ctx, tx, h, o.ID, r)
+}
+
+// leaveAll takes a dead object from its leases, as far as there is room.
+func leaveAll(tx *kv.Tx, o gc.Object, room *int) (all bool, err error) {
 	for _, l := range o.Leases {
 		m := membership{ns: o.Namespace, lease: l, of: o.Resource}
 		keys := m.keys()
@@ -95,11 +110,19 @@ func (s *Store) sweepOne(ctx context.Context, tx *kv.Tx, o gc.Object, room *int)
 			return false, err
 		}
 	}
-	const rows = 5
-	if *room -= rows * (len(h.snapshotter) + len(h.namespace) + len(o.ID) + len(r.Parent) + rowsBeside); *room < 0 {
+	return true, nil
+}
+
+// sweepMounts removes a dead activation. Nobody is told, as in containerd.
+func (s *Store) sweepMounts(tx *kv.Tx, o gc.Object, room *int) (all bool, err error) {
+	if all, err := leaveAll(tx, o, room); err != nil || !all {
+		return false, err
+	}
+	const rows = 4
+	if *room -= rows * (len(o.Namespace) + len(o.ID) + rowsBeside); *room < 0 {
 		return false, nil
 	}
-	return true, s.bury(ctx, tx, h, o.ID, r)
+	return true, s.mounter.Drop(tx, o.Namespace, o.ID)
 }
 
 // dropFalseChildren is errHasChild if a snapshot is the parent of one, and

@@ -224,6 +224,8 @@ func (o *upOptions) settings(daemon string) map[string]any {
 	switch daemon {
 	case suite.Gatewayd:
 		s["address"] = o.address
+	case suite.Snapshotd:
+		s["state"] = filepath.Join(o.state, daemon)
 	case suite.Eventbus:
 		s["address"] = o.address
 	case suite.Taskd:

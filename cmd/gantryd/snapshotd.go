@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 
+	"github.com/gantryd/gantry/services/activation/activationrpc"
 	"github.com/gantryd/gantry/services/content/contentrpc"
 	"github.com/gantryd/gantry/services/daemon"
 	"github.com/gantryd/gantry/services/diff/diffrpc"
@@ -70,6 +71,7 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	snapshotrpc.Register(srv, store)
 	snapshotrpc.RegisterMeter(srv, store)
 	diffrpc.Register(srv, store.Layers())
+	activationrpc.Register(srv, store.Activations())
 	leaserpc.RegisterMembers(srv, store)
 	gcrpc.Register(srv, store)
 	namespacerpc.RegisterHolder(srv, store)
@@ -80,5 +82,5 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Listeners: []net.Listener{lis},
 		Plugins:   store.Plugins(),
 		Log:       log,
-	}, store.Publish, store.Collect)
+	}, store.Publish, store.Collect, store.Unmount)
 }

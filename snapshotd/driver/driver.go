@@ -33,6 +33,11 @@ type Snapshot struct {
 type Traits struct {
 	snapshot.Traits
 
+	// Beside says that the directory <root>/snapshots/<id> of a snapshot has its
+	// tree at "fs", and that whatever else is in it only the driver writes. Then
+	// it may have images there, which the kernel is made to read.
+	Beside bool
+
 	// Views says that a view of a parent has a tree of its own, which is made,
 	// listed and removed. Elsewhere such a view is its parents' trees.
 	Views bool

@@ -18,6 +18,7 @@
 // host's: containers are to see it. The records, by key:
 //
 //	activation <namespace> <name>   its mounts, what is left to the caller, labels
+//	activation.ending <namespace> <name>   it is being undone
 //	unmount <id>                    mounts that nobody has any more
 //	activation.last                 the highest id that was used
 //

@@ -24,7 +24,6 @@ type state string
 const (
 	making state = "making" // not to be seen yet
 	active state = "active"
-	ending state = "ending" // not all of it is mounted any more
 )
 
 // A record is what is kept of an activation; its key is its name.
@@ -54,7 +53,11 @@ func (r record) info(name string) activation.Info {
 // follow.
 const Rows = "activation"
 
+// Key is the key of an activation.
+func Key(ns, name string) []byte { return recordKey(ns, name) }
+
 func recordKey(ns, name string) []byte { return kv.Key(Rows, ns, name) }
+func endingKey(ns, name string) []byte { return kv.Key("activation.ending", ns, name) }
 func unmountKey(id uint64) []byte      { return kv.Key("unmount", fmt.Sprintf("%016x", id)) }
 
 var lastKey = kv.Key("activation.last")
@@ -86,10 +89,15 @@ func get(tx *kv.Tx, ns, name string) (record, error) {
 	return r, err
 }
 
-// abandon deletes the record of an activation and leaves its mounts to Collect.
+// drop deletes the rows of an activation.
+func drop(tx *kv.Tx, ns, name string) error {
+	return errors.Join(tx.Delete(recordKey(ns, name)), tx.Delete(endingKey(ns, name)))
+}
+
+// abandon drops an activation and leaves its mounts to Collect.
 func (s *Store) abandon(tx *kv.Tx, ns, name string, p place) error {
 	tx.After(s.ring)
-	return errors.Join(tx.Delete(recordKey(ns, name)), tx.PutJSON(unmountKey(p.ID), p))
+	return errors.Join(drop(tx, ns, name), tx.PutJSON(unmountKey(p.ID), p))
 }
 
 // Drop removes an activation in a transaction of the caller's; its mounts go

@@ -162,9 +162,10 @@ func (n scoped) Activate(ctx context.Context, name string, mounts []mount.Mount,
 func (n scoped) intend(ctx context.Context, name string, r record, l lease.Ref) error {
 	exists := false
 	err := n.s.needs.Records.Update(ctx, func(tx *kv.Tx) error {
-		_, err := get(tx, n.scope.Name, name)
+		old, err := get(tx, n.scope.Name, name)
 		if exists = err == nil; exists {
-			return n.s.needs.Members.Join(tx, n.scope.Name, l, Resource(name))
+			// Written again, so that the collector knows that somebody was told.
+			return errors.Join(tx.PutJSON(recordKey(n.scope.Name, name), old), n.s.needs.Members.Join(tx, n.scope.Name, l, Resource(name)))
 		}
 		if !errors.Is(err, errdefs.ErrNotFound) {
 			return err
@@ -184,7 +185,7 @@ func (n scoped) giveUp(ctx context.Context, name string, p place) error {
 		n.s.needs.Log.Warn("mounts of an activation that failed are still there", "name", name, "err", err)
 		return n.s.needs.Records.Release(ctx, func(tx *kv.Tx) error { return n.s.abandon(tx, n.scope.Name, name, p) })
 	}
-	return n.s.needs.Records.Release(ctx, func(tx *kv.Tx) error { return tx.Delete(recordKey(n.scope.Name, name)) })
+	return n.s.needs.Records.Release(ctx, func(tx *kv.Tx) error { return drop(tx, n.scope.Name, name) })
 }
 
 // Deactivate implements activation.Store.
@@ -197,11 +198,10 @@ func (n scoped) Deactivate(ctx context.Context, name string) error {
 	var r record
 	// The intent: from here on the next start goes on, if this process does not.
 	if err := n.s.needs.Records.Release(ctx, func(tx *kv.Tx) error {
-		if r, err = get(tx, n.scope.Name, name); err != nil || r.State == ending {
+		if r, err = get(tx, n.scope.Name, name); err != nil {
 			return err
 		}
-		r.State = ending
-		return tx.PutJSON(recordKey(n.scope.Name, name), r)
+		return tx.Put(endingKey(n.scope.Name, name), nil)
 	}); err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (n scoped) Deactivate(ctx context.Context, name string) error {
 		return fmt.Errorf("activation %s: %w", name, err)
 	}
 	return n.s.needs.Records.Release(ctx, func(tx *kv.Tx) error {
-		return errors.Join(tx.Delete(recordKey(n.scope.Name, name)), n.s.needs.Members.Leave(tx, n.scope.Name, n.scope.Lease, Resource(name)))
+		return errors.Join(drop(tx, n.scope.Name, name), n.s.needs.Members.Leave(tx, n.scope.Name, n.scope.Lease, Resource(name)))
 	})
 }
 

@@ -103,7 +103,12 @@ func (s *Store) reconcile() error {
 			}
 			last = max(last, r.ID)
 			delete(strays, r.ID)
-			if parts := kv.Parts(key); r.State != active || r.Boot != s.boot {
+			parts := kv.Parts(key)
+			_, err := tx.Get(endingKey(parts[1], parts[2]))
+			if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+				return err
+			}
+			if err == nil || r.State != active || r.Boot != s.boot {
 				losts = append(losts, lost{parts[1], parts[2], r.place})
 			}
 		}

@@ -77,7 +77,7 @@ func (d *Driver) work(id uint64) string { return d.dirs.Path(id, "work") }
 
 // Traits implements driver.Driver.
 func (d *Driver) Traits() driver.Traits {
-	return driver.Traits{Traits: snapshot.Traits{Rebase: true}}
+	return driver.Traits{Traits: snapshot.Traits{Rebase: true}, Beside: true}
 }
 
 // Create implements driver.Driver. The tree looks like its parent's.
