@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -56,20 +57,22 @@ func TestAdvisoryNobodyReachesSnapshots(t *testing.T) {
 }
 
 // TestAdvisoryNothingOfAnImageIsRun is CVE-2026-41567 and CVE-2019-14271: a helper
-// found in the image's own files was run by the host. Nothing is run here, and
-// nobody changes the root directory.
+// found in the image's own files was run by the host. Nothing is run here but what
+// the host has under names in the source, and nobody changes the root directory.
 func TestAdvisoryNothingOfAnImageIsRun(t *testing.T) {
 	out, err := exec.Command("go", "list", "-f", `{{range .GoFiles}}{{$.Dir}}/{{.}}{{"\n"}}{{end}}`, "./...").Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
+	runs := []string{"/mounter/make.go"} // mkfs, of the host
 	for _, file := range strings.Fields(string(out)) {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, no := range []string{`"os/exec"`, "unix.Chroot(", "syscall.Chroot(", "unix.Exec(", "syscall.Exec(", "os.StartProcess(", "ForkExec("} {
-			if strings.Contains(string(b), no) {
+			allowed := no == `"os/exec"` && slices.ContainsFunc(runs, func(end string) bool { return strings.HasSuffix(file, end) })
+			if strings.Contains(string(b), no) && !allowed {
 				t.Errorf("%s has %s", file, no)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -71,13 +72,26 @@ func Resource(name string) lease.Resource { return lease.Resource{Type: gc.TypeM
 func Object(key, value []byte) (gc.Object, error) {
 	parts := kv.Parts(key)
 	o := gc.Object{Node: gc.Node{Namespace: parts[1], Resource: Resource(parts[2])}}
-	var r record
-	if err := json.Unmarshal(value, &r); err != nil {
-		return o, fmt.Errorf("record %q: %v: %w", key, err, errdefs.ErrDataLoss)
+	r, err := readRecord(key, value)
+	if err != nil {
+		return o, err
 	}
 	o.Read(r.Labels)
 	o.Root = o.Root || r.State == making
 	return o, nil
+}
+
+// readRecord is [errdefs.ErrDataLoss] for a record that is damaged.
+func readRecord(key, value []byte) (record, error) {
+	var r record
+	err := json.Unmarshal(value, &r)
+	if err == nil && (r.ID == 0 || r.Dir == "" || r.Count > math.MaxUint16) {
+		err = errors.New("it has no place")
+	}
+	if err != nil {
+		return r, fmt.Errorf("record %q: %v: %w", key, err, errdefs.ErrDataLoss)
+	}
+	return r, nil
 }
 
 func get(tx *kv.Tx, ns, name string) (record, error) {

@@ -2,7 +2,6 @@ package mounter
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -39,8 +38,13 @@ func lockDir(dir string) (*dirLock, error) {
 	return &dirLock{f}, nil
 }
 
-// Close lets go.
-func (l *dirLock) Close() error { return l.f.Close() }
+// Close lets go; once more is fine.
+func (l *dirLock) Close() error {
+	if err := l.f.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
 
 // undo takes the mounts of an activation away, the last first, and stops at one
 // that is in use. It can be done again.
@@ -97,14 +101,14 @@ func (s *Store) reconcile() error {
 			return err
 		}
 		for key, value := range tx.Scan(kv.Key(Rows, ""), nil) {
-			var r record
-			if err := json.Unmarshal(value, &r); err != nil {
-				return fmt.Errorf("record %q: %v: %w", key, err, errdefs.ErrDataLoss)
+			r, err := readRecord(key, value)
+			if err != nil {
+				return err
 			}
 			last = max(last, r.ID)
 			delete(strays, r.ID)
 			parts := kv.Parts(key)
-			_, err := tx.Get(endingKey(parts[1], parts[2]))
+			_, err = tx.Get(endingKey(parts[1], parts[2]))
 			if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 				return err
 			}
