@@ -427,7 +427,7 @@ func killed(t *testing.T, snapshotter string) {
 // victim uses a store until it is killed, and says what was acknowledged.
 func victim(t *testing.T, root, snapshotter string) {
 	cfg := Default()
-	cfg.Root, cfg.State = root, filepath.Join(root, "state")
+	cfg.Root, cfg.State = root, filepath.Join(filepath.Dir(root), "state")
 	s, err := Open(cfg, quietNeeds(t))
 	if err != nil {
 		t.Fatalf("Open: %v", err)

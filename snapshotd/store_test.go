@@ -64,7 +64,7 @@ func testConfig(t testing.TB) Config {
 			t.Errorf("RemoveTree: %v", err)
 		}
 	})
-	cfg.Root, cfg.State = filepath.Join(dir, "snapshotd"), filepath.Join(dir, "snapshotd", "state")
+	cfg.Root, cfg.State = filepath.Join(dir, "snapshotd"), filepath.Join(dir, "state")
 	return cfg
 }
 
