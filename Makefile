@@ -6,7 +6,7 @@ LINT    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZ    ?= 30s
 FUZZED  ?= .
 KILLS   ?= 500
-DEPS    ?= runc debootstrap umoci mkfs.btrfs:btrfs-progs
+DEPS    ?= runc debootstrap umoci mkfs.btrfs:btrfs-progs mkfs.erofs:erofs-utils
 LOUDLY  := [ "$$(id -u)" = 0 ] || printf '\n*** NOT ROOT: what mounts, runs containers or starts the suite is not tested. Run make test as root. ***\n\n' >&2
 
 .PHONY: all run test build image deps race lint law fuzz crash kills sim bench proto install clean help

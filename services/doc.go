@@ -45,6 +45,7 @@
 //	content    blobs, named by their digest        contentd
 //	snapshot   stacks of directory trees           snapshotd
 //	diff       layers: applied, not yet made           snapshotd
+//	activation mounts that are made for a caller   snapshotd
 //	image      names for content                   imaged
 //	lease      what keeps objects for a while      imaged; members with their owners
 //	namespace  tenants                             imaged; contentd, snapshotd and taskd hold

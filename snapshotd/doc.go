@@ -1,10 +1,12 @@
 // Package snapshotd keeps snapshots, stacks of directory trees, and extracts
-// layers into them. It describes mounts and owns none.
+// layers into them. It describes the mounts of a snapshot and owns none of them;
+// the one exception are activations, which it is asked for.
 //
 // # On disk
 //
 //	<root>/<snapshotter>/   trees of snapshots, see the snapshotter's package
 //	<root>/db/              records, see package kv
+//	<state>/mounts/         what is mounted for callers, see package mounter; ends with the boot
 //
 // What has the trees is a [driver.Driver] for each snapshotter, which has no
 // records and knows a tree by its id. Ids are never used again. The records, by
@@ -16,6 +18,7 @@
 //	trash <id>                                         a tree whose snapshot is gone
 //	member <namespace> <lease> <generation> <type> <id>   members of a lease
 //	leased <namespace> <type> <id> <lease> <generation>   the same, the other way round
+//	activation, activation.ending, activation.last, unmount   see package mounter
 //	gc.hold                                            until when writers are held, see package gated
 //	last                                               the highest id that was used
 //	outbox, outbox.next                                see package outbox
@@ -33,9 +36,11 @@
 // between the two, is trash too. A committed snapshot without its directory is
 // reported and left alone.
 //
-// The daemon has no mount that anybody else can see. Layers are extracted
-// through an overlay that is attached nowhere and ends with its descriptor.
-// Nothing is removed when the daemon ends, and it starts without any other.
+// Layers are extracted through an overlay that is attached nowhere and ends with
+// its descriptor. Nothing is removed or unmounted when the daemon ends, and it
+// starts without any other. The only mounts that anybody else can see are those of
+// activations: a record says so before they are made, a start knows them again,
+// and undoes what a crash left of those that were never acknowledged.
 //
 // # Layers
 //
@@ -45,9 +50,16 @@
 // of the host, or another namespace, by describing it. See package layer for
 // what a layer itself can do, which is nothing outside of its snapshot.
 //
+// # Mounts
+//
+// What a caller of Activate describes is not taken at its word either: types and
+// options are of a closed list, and a source is opened below the directory of a
+// snapshot of the namespace. See package mounter.
+//
 // # Garbage
 //
-// Snapshots are objects of package gc. A snapshot keeps its parent, and nothing
+// Snapshots and activations are objects of package gc. A lease, a label or the
+// container that it names keeps an activation, and nothing else. A snapshot keeps its parent, and nothing
 // but its labels, leases and containers keeps an active one, as in containerd. A
 // sweep gives trees to the trash as a removal does, children before parents, and
 // deletes the row of the child with it. A snapshot with a child is never swept,
@@ -60,7 +72,8 @@
 //
 // A snapshot's files are held, in memory, by whoever extracts into it, commits
 // it or removes it; Apply and Commit wait for each other, Collect comes back
-// later. Store.mu guards who holds what and is a leaf. Leases are looked up
+// later. An activation is held in the same way by whoever makes or undoes it.
+// Store.mu and its like in package mounter guard who holds what and are leaves. Leases are looked up
 // before anything is held. Order: held snapshot, a place among those who
 // extract, the database's turn.
 //
@@ -69,7 +82,8 @@
 // [Config].Applies layers are extracted at once, the others wait. Each takes at
 // most 64 MiB of memory and the disk down to [Config].FreeMinMiB. The content
 // store may send nothing of a layer for 30 seconds. A key is at most 4096 bytes
-// and a label 4096. Trash waits in the database, as long as need be.
+// and a label 4096. Trash waits in the database, as long as need be. Sixteen
+// activations are made at once, each of at most 255 mounts and in two minutes.
 //
 // # Events
 //
@@ -82,5 +96,8 @@
 // mounts without a place), better 6.8 (overlays built one layer at a time;
 // before that, a thread with a mount namespace of its own makes them). A file
 // system for overlayfs' upper directories: ext4, XFS with ftype=1, btrfs; on
-// another the daemon runs, and reports the snapshotter as missing.
+// another the daemon runs, and reports the snapshotter as missing. Activations
+// want the mount namespace of the host, so that containers see them; loop devices
+// for images of ext4 and, before 6.12, of EROFS; mkfs.ext4 or mkfs.xfs for a
+// snapshotter that asks for empty images; 5.12 for bind mounts that are read-only.
 package snapshotd
