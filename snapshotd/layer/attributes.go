@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -47,7 +48,7 @@ func attributesOf(hdr *tar.Header) (*attributes, error) {
 		name, is := strings.CutPrefix(key, xattrPrefix)
 		switch {
 		case !is:
-		case allowed(name):
+		case Allowed(name):
 			a.extended = append(a.extended, attribute{name, value})
 		default:
 			a.dropped++
@@ -56,9 +57,9 @@ func attributesOf(hdr *tar.Header) (*attributes, error) {
 	return a, nil
 }
 
-// allowed tells which extended attributes a layer may set. All else belongs to
+// Allowed tells which extended attributes a layer may set. All else belongs to
 // the host: the kernel's own, and those by which overlayfs stacks layers.
-func allowed(name string) bool {
+func Allowed(name string) bool {
 	switch name {
 	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
 		return true
@@ -83,6 +84,9 @@ func (a *attributes) set(fd int, dropped *atomic.Int64) error {
 	if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
 		return fmt.Errorf("owner: %w", err)
 	}
+	if err := a.clear(fd); err != nil {
+		return err
+	}
 	if err := unix.Fchmod(fd, a.mode); err != nil {
 		return fmt.Errorf("mode: %w", err)
 	}
@@ -105,6 +109,29 @@ func (a *attributes) set(fd int, dropped *atomic.Int64) error {
 	return nil
 }
 
+// clear takes away what the entry does not have, and a layer may set: a directory
+// can have been there before, and whatever is made in one with a default access
+// control list begins with a list of its own.
+func (a *attributes) clear(fd int) error {
+	if n, err := unix.Flistxattr(fd, nil); n == 0 || errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	list := make([]byte, 64<<10) // the kernel's limit
+	n, err := unix.Flistxattr(fd, list)
+	if err != nil {
+		return fmt.Errorf("attributes: %w", err)
+	}
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
+		if !Allowed(name) || slices.ContainsFunc(a.extended, func(e attribute) bool { return e.name == name }) {
+			continue
+		}
+		if err := unix.Fremovexattr(fd, name); err != nil && !errors.Is(err, unix.ENODATA) {
+			return fmt.Errorf("attribute %.100q: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // setFile is set, and the times.
 func (a *attributes) setFile(fd int, dropped *atomic.Int64) error {
 	if err := a.set(fd, dropped); err != nil {
@@ -121,7 +148,12 @@ func (a *attributes) setNode(dir int, name string) error {
 	if err := a.setLink(dir, name); err != nil {
 		return err
 	}
-	err := unix.Fchmodat(dir, name, a.mode, unix.AT_SYMLINK_NOFOLLOW)
+	// The one that it can have from its directory.
+	err := unix.Lremovexattr("/proc/self/fd/"+strconv.Itoa(dir)+"/"+name, "system.posix_acl_access")
+	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+		return fmt.Errorf("access control list: %w", err)
+	}
+	err = unix.Fchmodat(dir, name, a.mode, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		// Linux before 6.6 does it to a descriptor only.
 		err = chmodNode(dir, name, a.mode)
@@ -216,7 +248,7 @@ func CopyAttributes(to, from int) error {
 	}
 	value := make([]byte, 64<<10) // the kernel's limit
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
-		if !allowed(name) {
+		if !Allowed(name) {
 			continue
 		}
 		n, err := unix.Fgetxattr(from, name, value)
