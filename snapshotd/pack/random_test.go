@@ -361,7 +361,7 @@ func open(t testing.TB, dir string) *os.File {
 // describe returns a line for each path, with everything that a layer can say.
 func describe(t testing.TB, root *os.File) []string {
 	t.Helper()
-	first := make(map[string]string)
+	first, names := make(map[string]string), make(map[string]int)
 	var lines []string
 	err := tree.Walk(t.Context(), int(root.Fd()), func(e *tree.Entry) error {
 		if e.Is(unix.S_IFSOCK) {
@@ -392,6 +392,7 @@ func describe(t testing.TB, root *os.File) []string {
 			if first[id] == "" || e.Path() < first[id] {
 				first[id] = e.Path()
 			}
+			names[id]++
 			line += " link " + id
 		}
 		lines = append(lines, line)
@@ -402,7 +403,10 @@ func describe(t testing.TB, root *os.File) []string {
 	}
 	for i, l := range lines {
 		if before, id, ok := strings.Cut(l, " link "); ok {
-			lines[i] = fmt.Sprintf("%s link %q", before, first[id])
+			lines[i] = before
+			if names[id] > 1 {
+				lines[i] += fmt.Sprintf(" link %q", first[id])
+			}
 		}
 	}
 	slices.Sort(lines)
