@@ -32,11 +32,25 @@ type Service interface {
 	// whatever the layer says.
 	Apply(ctx context.Context, layer ocispec.Descriptor, mounts []mount.Mount, o ApplyOptions) (ocispec.Descriptor, error)
 
-	// Diff writes a layer that turns lower into upper and returns its
-	// descriptor; a media type it cannot write is
-	// [errdefs.ErrNotImplemented].
+	// Diff writes a layer that turns what lower shows into what upper shows, and
+	// returns its descriptor. No mounts below are an empty tree. The media type
+	// of the descriptor is one of OCI, also where Docker's word for it was asked
+	// for; one that cannot be written is [errdefs.ErrNotImplemented]. Mounts that
+	// are not those of a snapshot of the namespace are
+	// [errdefs.ErrInvalidArgument], a tree that changes while it is read is
+	// [errdefs.ErrAborted], and one with something in it that no layer can say is
+	// [errdefs.ErrFailedPrecondition]. The same trees make the same bytes.
+	//
+	// The layer is a blob of the scope, and has the label [LabelUncompressed] if
+	// it is compressed, also if it was there before. An ingest under the ref is
+	// started over; one that somebody else writes is [errdefs.ErrUnavailable].
+	// After an error there is no blob.
 	Diff(ctx context.Context, lower, upper []mount.Mount, o DiffOptions) (ocispec.Descriptor, error)
 }
+
+// LabelUncompressed is the label of a compressed layer that has the digest of
+// its uncompressed bytes.
+const LabelUncompressed = "containerd.io/uncompressed"
 
 // ApplyOptions are what Apply takes besides a layer.
 type ApplyOptions struct {
@@ -46,8 +60,8 @@ type ApplyOptions struct {
 
 // DiffOptions are what Diff takes besides two trees.
 type DiffOptions struct {
-	MediaType       string // empty is an OCI layer, gzip
-	Ref             string // of the ingest; empty makes one up
-	Labels          map[string]string
-	SourceDateEpoch *time.Time // upper bound of every time in the layer
+	MediaType       string            // empty is an OCI layer, gzip
+	Ref             string            // of the ingest; empty makes one up
+	Labels          map[string]string // of a blob that is new
+	SourceDateEpoch *time.Time        // upper bound of every time in the layer
 }

@@ -3,21 +3,23 @@ package difftest
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"sync"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/content/contenttest"
 	"github.com/gantryd/gantry/services/namespace"
 )
 
-// Blobs is a content store that can only be read, and that is filled by tests,
-// also with blobs that do not hash to their digest.
+// Blobs is a content store in memory that has, beside what is written to it,
+// what tests put there, also blobs that do not hash to their digest. It knows no
+// lease.
 type Blobs struct {
+	memory *contenttest.Memory
+
 	mu    sync.Mutex
-	blobs map[blobKey][]byte // guarded by mu
+	blobs map[blobKey][]byte // guarded by mu; that were put
 }
 
 type blobKey struct {
@@ -26,7 +28,9 @@ type blobKey struct {
 }
 
 // NewBlobs returns an empty store.
-func NewBlobs() *Blobs { return &Blobs{blobs: make(map[blobKey][]byte)} }
+func NewBlobs() *Blobs {
+	return &Blobs{memory: contenttest.NewMemory(nil), blobs: make(map[blobKey][]byte)}
+}
 
 // Put adds a blob to a namespace under any digest.
 func (b *Blobs) Put(ns string, d digest.Digest, data []byte) {
@@ -36,9 +40,10 @@ func (b *Blobs) Put(ns string, d digest.Digest, data []byte) {
 }
 
 // In implements [content.Stores].
-func (b *Blobs) In(scope namespace.Scope) content.Store { return blobStore{blobs: b, scope: scope} }
+func (b *Blobs) In(scope namespace.Scope) content.Store {
+	return blobStore{Store: b.memory.In(scope), blobs: b, scope: scope}
+}
 
-// A blobStore has no other methods: to call one is a mistake of the test.
 type blobStore struct {
 	content.Store
 	blobs *Blobs
@@ -46,12 +51,12 @@ type blobStore struct {
 }
 
 // Open implements [content.Store].
-func (s blobStore) Open(_ context.Context, d digest.Digest) (content.Reader, error) {
+func (s blobStore) Open(ctx context.Context, d digest.Digest) (content.Reader, error) {
 	s.blobs.mu.Lock()
-	defer s.blobs.mu.Unlock()
 	data, ok := s.blobs.blobs[blobKey{s.scope.Name, d}]
+	s.blobs.mu.Unlock()
 	if !ok {
-		return nil, fmt.Errorf("content %s: %w", d, errdefs.ErrNotFound)
+		return s.Store.Open(ctx, d)
 	}
 	return blobReader{bytes.NewReader(data)}, nil
 }

@@ -82,6 +82,16 @@ var promises = []struct {
 	{"a layer that does not decompress is refused", damaged},
 	{"a layer that climbs out is refused", climbing},
 	{"a context that has ended applies nothing", ended},
+
+	{"a difference, applied to the lower tree, makes the upper one", made},
+	{"what does not differ makes a layer of nothing", unchanged},
+	{"a layer has the media type that was asked for, and says what it is uncompressed", mediaTypes},
+	{"a layer has labels, and one that was there is told what it is", labelled},
+	{"no time in a layer is after the one that bounds it", bounded},
+	{"a ref that has bytes is started over, and one that is held is unavailable", startedOver},
+	{"what is not a snapshot of the namespace has no difference", foreign},
+	{"a difference under a lease that does not exist is not found", missingLease},
+	{"a context that has ended makes nothing", endedDiff},
 	{"a layer of a media type that cannot be written is not implemented", unwritable},
 }
 

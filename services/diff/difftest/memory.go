@@ -26,24 +26,29 @@ import (
 	"github.com/gantryd/gantry/services/namespace"
 )
 
-// Memory applies layers to trees in memory, which have names instead of places
-// and describe files instead of having them.
+// Memory applies layers to trees in memory, and makes layers of them. They have
+// names instead of places, and describe files instead of having them.
 type Memory struct {
 	blobs content.Stores
 
 	mu    sync.Mutex
-	trees map[string]map[string]string // guarded by mu; by the source of the mount
+	trees map[string]memoryTree // guarded by mu; by the source of the mount
+}
+
+type memoryTree struct {
+	namespace string
+	files     map[string]string
 }
 
 var _ diff.Services = (*Memory)(nil)
 
 // NewMemory returns a service that reads layers from blobs.
 func NewMemory(blobs content.Stores) *Memory {
-	return &Memory{blobs: blobs, trees: make(map[string]map[string]string)}
+	return &Memory{blobs: blobs, trees: make(map[string]memoryTree)}
 }
 
 // Tree is what [Fixture] wants.
-func (m *Memory) Tree(t *testing.T, _ namespace.Scope, below ...[]byte) Tree {
+func (m *Memory) Tree(t *testing.T, scope namespace.Scope, below ...[]byte) Tree {
 	t.Helper()
 	files := make(map[string]string)
 	for _, b := range below {
@@ -54,13 +59,13 @@ func (m *Memory) Tree(t *testing.T, _ namespace.Scope, below ...[]byte) Tree {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	name := fmt.Sprintf("/nowhere/%d", len(m.trees))
-	m.trees[name] = files
+	m.trees[name] = memoryTree{scope.Name, files}
 	return Tree{
 		Mounts: []mount.Mount{{Type: "bind", Source: name, Options: []string{"rw", "rbind"}}},
 		Files: func(*testing.T) map[string]string {
 			m.mu.Lock()
 			defer m.mu.Unlock()
-			return maps.Clone(m.trees[name])
+			return maps.Clone(files)
 		},
 	}
 }
@@ -99,9 +104,9 @@ func (s memoryService) Apply(ctx context.Context, layer ocispec.Descriptor, moun
 	}
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
-	files, ok := s.m.trees[mounts[0].Source]
-	if !ok {
-		return ocispec.Descriptor{}, fmt.Errorf("mount %v: %w", mounts, errdefs.ErrInvalidArgument)
+	files, err := s.filesLocked(mounts)
+	if err != nil {
+		return ocispec.Descriptor{}, err
 	}
 	if err := extract(files, plain); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
@@ -109,8 +114,14 @@ func (s memoryService) Apply(ctx context.Context, layer ocispec.Descriptor, moun
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(plain), Size: int64(len(plain))}, nil
 }
 
-func (s memoryService) Diff(context.Context, []mount.Mount, []mount.Mount, diff.DiffOptions) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, fmt.Errorf("make a layer: %w", errdefs.ErrNotImplemented)
+// filesLocked returns the tree that mounts are of; Memory.mu is held.
+func (s memoryService) filesLocked(mounts []mount.Mount) (map[string]string, error) {
+	if len(mounts) == 1 {
+		if t, ok := s.m.trees[mounts[0].Source]; ok && t.namespace == s.scope.Name {
+			return t.files, nil
+		}
+	}
+	return nil, fmt.Errorf("mounts %v: %w", mounts, errdefs.ErrInvalidArgument)
 }
 
 // unpack knows gzip, and zstd as [Zstd] makes it.
