@@ -60,7 +60,7 @@ type Change struct {
 	Stat       unix.Stat_t
 	Link       string      // the path of an earlier change that is the same file
 	Target     string      // of a symbolic link
-	Attributes []Attribute // by name; none of a link
+	Attributes []Attribute // by name
 	File       *os.File    // the contents of a regular file that is not a link
 }
 

@@ -119,7 +119,6 @@ func (t *teller) file(w *walker, e *entry) error {
 		return nil
 	case g != nil && g.first != "":
 		c.Link = g.first
-		return t.below(w, &c)
 	case g != nil:
 		g.first = c.Path
 	default:
@@ -162,26 +161,36 @@ func (t *teller) below(w *walker, c *Change) error {
 func (t *teller) contents(w *walker, e *entry, c *Change) (err error) {
 	switch e.upper.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		if c.Target, err = readlink(w.upper.Dir(), e.name); err != nil {
-			return err
-		}
+		c.Target, err = readlink(w.upper.Dir(), e.name)
 	case unix.S_IFREG:
-		if c.File, err = openFile(w.upper.Dir(), e.name, e.upper); err != nil {
-			return err
-		}
-		defer c.File.Close()
-		if c.Attributes, err = attributes(int(c.File.Fd())); err != nil {
-			return err
-		}
+		return t.regular(w, e, c)
 	case unix.S_IFCHR:
 		if isWhiteout(e.upper) {
-			return fmt.Errorf("device 0:0 is how overlayfs spells a whiteout: %w", errdefs.ErrFailedPrecondition)
+			err = fmt.Errorf("device 0:0 is how overlayfs spells a whiteout: %w", errdefs.ErrFailedPrecondition)
 		}
 	}
-	if err := t.tell(c); err != nil || c.File == nil {
+	if err != nil {
 		return err
 	}
-	return unchanged(int(c.File.Fd()), e.upper)
+	return t.tell(c)
+}
+
+func (t *teller) regular(w *walker, e *entry, c *Change) error {
+	f, err := openFile(w.upper.Dir(), e.name, e.upper)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if c.Attributes, err = attributes(int(f.Fd())); err != nil {
+		return err
+	}
+	if c.Link == "" {
+		c.File = f
+	}
+	if err := t.tell(c); err != nil {
+		return err
+	}
+	return unchanged(int(f.Fd()), e.upper)
 }
 
 func (t *teller) tell(c *Change) error {

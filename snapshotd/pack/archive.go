@@ -82,6 +82,14 @@ func (a *archiver) header(c *changes.Change) (*tar.Header, error) {
 	if a.latest != nil && hdr.ModTime.After(*a.latest) {
 		hdr.ModTime = *a.latest
 	}
+	// Also of a link: there are tools that set the owner again with each name,
+	// by which a file loses its capabilities.
+	for _, x := range c.Attributes {
+		if hdr.PAXRecords == nil {
+			hdr.PAXRecords = make(map[string]string)
+		}
+		hdr.PAXRecords[xattrPrefix+x.Name] = x.Value
+	}
 	if c.Link != "" {
 		hdr.Typeflag, hdr.Linkname = tar.TypeLink, c.Link
 		return hdr, nil
@@ -101,12 +109,6 @@ func (a *archiver) header(c *changes.Change) (*tar.Header, error) {
 	case tar.TypeChar, tar.TypeBlock:
 		dev := uint64(st.Rdev) //nolint:unconvert // 32 bits elsewhere
 		hdr.Devmajor, hdr.Devminor = int64(unix.Major(dev)), int64(unix.Minor(dev))
-	}
-	for _, x := range c.Attributes {
-		if hdr.PAXRecords == nil {
-			hdr.PAXRecords = make(map[string]string)
-		}
-		hdr.PAXRecords[xattrPrefix+x.Name] = x.Value
 	}
 	return hdr, nil
 }
