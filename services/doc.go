@@ -11,7 +11,7 @@
 //	  gatewayd ──── passes each call on, unread, to the daemon that owns it
 //	     │
 //	     ├─▶ contentd    blobs
-//	     ├─▶ snapshotd   snapshots; applies layers
+//	     ├─▶ snapshotd   snapshots; applies and makes layers
 //	     ├─▶ imaged      images, leases, namespaces
 //	     ├─▶ taskd       containers and tasks ──▶ a shim beside each container
 //	     └─▶ eventbus    events  ◀── every daemon, and every shim
@@ -44,7 +44,7 @@
 //
 //	content    blobs, named by their digest        contentd
 //	snapshot   stacks of directory trees           snapshotd
-//	diff       layers: applied, not yet made           snapshotd
+//	diff       layers, applied and made            snapshotd
 //	activation mounts that are made for a caller   snapshotd
 //	image      names for content                   imaged
 //	lease      what keeps objects for a while      imaged; members with their owners

@@ -71,12 +71,7 @@ func (a applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: res.DiffID, Size: res.Size}, nil
 }
 
-// Diff implements diff.Service.
-func (a applier) Diff(_ context.Context, _, _ []mount.Mount, o diff.DiffOptions) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, fmt.Errorf("make a layer of media type %q: %w", o.MediaType, errdefs.ErrNotImplemented)
-}
-
-// A target is an active snapshot, found by its mounts.
+// A target is a snapshot, found by its mounts.
 type target struct {
 	d driver.Driver
 	driver.Snapshot
@@ -92,6 +87,9 @@ func (a applier) target(mounts []mount.Mount) (target, error) {
 			continue
 		}
 		t, err := a.claim(name, f)
+		if err == nil && t.Kind != snapshot.Active {
+			err = errMounts
+		}
 		if err != nil {
 			return t, fmt.Errorf("mounts %.300q: %w", fmt.Sprint(mounts), err)
 		}
@@ -115,7 +113,7 @@ func (a applier) claim(snapshotter string, f driver.Found) (target, error) {
 		if err != nil {
 			return err
 		}
-		if o.Snapshotter != snapshotter || o.Namespace != a.scope.Name || r.Kind != snapshot.Active {
+		if o.Snapshotter != snapshotter || o.Namespace != a.scope.Name {
 			return errMounts
 		}
 		parents, err := h.chain(tx, r.Parent)

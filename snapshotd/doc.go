@@ -50,6 +50,13 @@
 // of the host, or another namespace, by describing it. See package layer for
 // what a layer itself can do, which is nothing outside of its snapshot.
 //
+// The same holds for Diff, which reads any snapshot of the namespace, or of the
+// lower tree none. Where the upper one has the lower one for its parents, and its
+// driver an upper directory, that is all that is read; otherwise both trees are.
+// Packages changes and pack say what a layer tells of a tree. An active snapshot
+// is held while it is read; a committed one does not change, and one that is
+// removed meanwhile has no layer.
+//
 // # Mounts
 //
 // What a caller of Activate describes is not taken at its word either: types and
@@ -79,11 +86,12 @@
 //
 // # Limits
 //
-// [Config].Applies layers are extracted at once, the others wait. Each takes at
-// most 64 MiB of memory and the disk down to [Config].FreeMinMiB. The content
-// store may send nothing of a layer for 30 seconds. A key is at most 4096 bytes
-// and a label 4096. Trash waits in the database, as long as need be. Sixteen
-// activations are made at once, each of at most 255 mounts and in two minutes.
+// [Config].Applies layers are extracted or made at once, the others wait. Each
+// takes at most 64 MiB of memory and the disk down to [Config].FreeMinMiB. The
+// content store may send or take nothing of a layer for 30 seconds, and has five
+// minutes to make one durable. A key is at most 4096 bytes and a label 4096.
+// Trash waits in the database, as long as need be. Sixteen activations are made at
+// once, each of at most 255 mounts and in two minutes.
 //
 // # Events
 //

@@ -38,7 +38,8 @@ type Service interface {
 	// for; one that cannot be written is [errdefs.ErrNotImplemented]. Mounts that
 	// are not those of a snapshot of the namespace are
 	// [errdefs.ErrInvalidArgument], a tree that changes while it is read is
-	// [errdefs.ErrAborted], and one with something in it that no layer can say is
+	// [errdefs.ErrAborted], one that is removed is [errdefs.ErrNotFound], and one
+	// with something in it that no layer can say is
 	// [errdefs.ErrFailedPrecondition]. The same trees make the same bytes.
 	//
 	// The layer is a blob of the scope, and has the label [LabelUncompressed] if

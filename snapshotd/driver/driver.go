@@ -108,7 +108,8 @@ type Driver interface {
 // A Layered driver keeps what a snapshot has beyond its parents in a directory,
 // in the form of overlayfs.
 type Layered interface {
-	// Upper opens that directory, to be read.
+	// Upper opens that directory, to be read: [errdefs.ErrNotImplemented] for a
+	// snapshot that has none.
 	Upper(s Snapshot) (*os.File, error)
 }
 
