@@ -63,6 +63,18 @@ func Tar(entries ...Entry) []byte {
 	return b.Bytes()
 }
 
+// Names lists the entries of an archive that [Tar] could have made.
+func Names(archive []byte) (names []string) {
+	for r := tar.NewReader(bytes.NewReader(archive)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return names
+		}
+		must(err)
+		names = append(names, h.Name)
+	}
+}
+
 // must is for what fails only if a test is written wrongly.
 func must(err error) {
 	if err != nil {
