@@ -1,8 +1,10 @@
 package conformance
 
 import (
+	"archive/tar"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -11,6 +13,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // TestStockCtr drives the public socket with containerd's own client.
@@ -44,6 +49,31 @@ func TestStockCtr(t *testing.T) {
 		}
 		if out := s.ctr("snapshots", "ls"); !strings.Contains(out, "Committed") {
 			t.Errorf("import unpacks; snapshots ls says %q", out)
+		}
+	})
+	t.Run("the difference of a snapshot is a layer", func(t *testing.T) {
+		lines := strings.Split(strings.TrimSpace(s.ctr("snapshots", "ls")), "\n")
+		name := strings.Fields(lines[len(lines)-1])[0]
+		for _, mediaType := range []string{ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd} {
+			out := s.ctr("snapshots", "diff", "--media-type", mediaType, name)
+			z, err := compression.DecompressStream(strings.NewReader(out))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, found := 0, false
+			for r := tar.NewReader(z); ; n++ {
+				h, err := r.Next()
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					t.Fatalf("%s: after %d entries: %v", mediaType, n, err)
+				}
+				found = found || h.Name == "bin/echo"
+			}
+			if !found {
+				t.Errorf("%s: the layer has %d entries, and no bin/echo", mediaType, n)
+			}
 		}
 	})
 	t.Run("run prints and exits as its program does", func(t *testing.T) {
