@@ -41,13 +41,18 @@ func openSnapshots(root, name string) (snapshots.Snapshotter, func() error, erro
 	quiet := slog.New(slog.DiscardHandler)
 	cfg := snapshotd.Default()
 	cfg.Root, cfg.State = filepath.Join(root, "snapshotd"), filepath.Join(root, "state")
-	store, err := snapshotd.Open(cfg, snapshotd.Needs{Log: quiet})
+	return serveSnapshots(root, name, cfg, snapshotd.Needs{Log: quiet})
+}
+
+func serveSnapshots(root, name string, cfg snapshotd.Config, needs snapshotd.Needs) (snapshots.Snapshotter, func() error, error) {
+	store, err := snapshotd.Open(cfg, needs)
 	if err != nil {
 		return nil, nil, err
 	}
 	collecting, stop := context.WithCancel(context.Background())
-	collected := make(chan error, 1)
+	collected := make(chan error, 2)
 	go func() { collected <- store.Collect(collecting) }()
+	go func() { collected <- store.CollectExternal(collecting) }()
 
 	socket := filepath.Join(root, "s")
 	lis, err := net.Listen("unix", socket)
@@ -55,7 +60,7 @@ func openSnapshots(root, name string) (snapshots.Snapshotter, func() error, erro
 		stop()
 		return nil, nil, err
 	}
-	srv := rpc.NewServer("snapshotd", quiet)
+	srv := rpc.NewServer("snapshotd", needs.Log)
 	snapshotrpc.Register(srv, store)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(lis) }()
@@ -66,7 +71,7 @@ func openSnapshots(root, name string) (snapshots.Snapshotter, func() error, erro
 	}
 	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), name), func() error {
 		stop()
-		err := errors.Join(conn.Close(), <-collected)
+		err := errors.Join(conn.Close(), <-collected, <-collected)
 		srv.Stop()
 		return errors.Join(err, <-served, store.Close())
 	}, nil

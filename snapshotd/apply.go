@@ -95,13 +95,20 @@ func (a applier) target(mounts []mount.Mount) (target, error) {
 		}
 		return t, nil
 	}
+	if name, f, ok := a.s.described(a.scope.Name, mounts); ok && f.Write {
+		return a.claim(name, f)
+	}
 	return target{}, fmt.Errorf("mounts %.300q: %w", fmt.Sprint(mounts), errMounts)
 }
 
 // claim looks whether what was found in mounts is true, and the namespace's.
 func (a applier) claim(snapshotter string, f driver.Found) (target, error) {
-	t := target{d: a.s.drivers[snapshotter]}
-	err := a.s.db.View(func(tx *kv.Tx) error {
+	d, err := a.s.driver(snapshotter)
+	if err != nil {
+		return target{}, err
+	}
+	t := target{d: d}
+	err = a.s.db.View(func(tx *kv.Tx) error {
 		var o owner
 		if err := tx.GetJSON(dirKey(f.ID), &o); errors.Is(err, errdefs.ErrNotFound) {
 			return errMounts

@@ -15,6 +15,8 @@ type Config struct {
 	State      string `toml:"state"`        // directory for mounts, which end with the boot
 	Applies    int    `toml:"applies"`      // layers that are extracted at once
 	FreeMinMiB int64  `toml:"free_min_mib"` // free disk that layers leave alone
+
+	Proxies map[string]Proxy `toml:"proxy"` // external snapshotters, by name
 }
 
 // Default is the config of a node.
@@ -49,7 +51,7 @@ func (c Config) Check() error {
 	if c.FreeMinMiB < freeMinLeast || c.FreeMinMiB > 1<<30 {
 		errs = append(errs, fmt.Errorf("free_min_mib: %d is not from %d to %d", c.FreeMinMiB, freeMinLeast, 1<<30))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.checkProxies())...)
 }
 
 // freeMin is at how many bytes of free disk a layer stops, so that what is to

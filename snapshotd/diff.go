@@ -97,6 +97,9 @@ func (a applier) tree(mounts []mount.Mount) (target, error) {
 		}
 		return t, nil
 	}
+	if name, f, ok := a.s.described(a.scope.Name, mounts); ok {
+		return a.claim(name, f)
+	}
 	return target{}, fmt.Errorf("mounts %.300q: %w", fmt.Sprint(mounts), errTree)
 }
 

@@ -20,6 +20,7 @@
 //	leased <namespace> <type> <id> <lease> <generation>   the same, the other way round
 //	activation, activation.ending, activation.last, unmount   see package mounter
 //	gc.hold                                            until when writers are held, see package gated
+//	begun, shared, mounted, mounts                     of external snapshotters, see begun.go
 //	last                                               the highest id that was used
 //	outbox, outbox.next                                see package outbox
 //
@@ -63,6 +64,21 @@
 // options are of a closed list, and a source is opened below the directory of a
 // snapshot of the namespace. See package mounter.
 //
+// # External snapshotters
+//
+// A snapshotter that the config names as a proxy is another process, called over
+// containerd's protocol for that (package remote) by names of the form
+// <namespace>/<id>/<name>, with the namespace and without the lease. Its records
+// are here like those of the others, so that what can be listed is, while it is
+// away; Open does not ask it for anything. Before it is told to make or commit
+// something, a row says so: what a crash leaves with it is known, and removed or
+// found done. It may have a committed snapshot already, and say so in answer to
+// the label containerd.io/snapshot.ref: that becomes one of the namespace, and is
+// removed when no namespace has it any more.
+//
+// Its mounts are remembered, so that Apply finds a snapshot by them. Only what it
+// describes itself is mounted, and where nobody else sees it.
+//
 // # Garbage
 //
 // Snapshots and activations are objects of package gc. A lease, a label or the
@@ -89,7 +105,10 @@
 // [Config].Applies layers are extracted or made at once, the others wait. Each
 // takes at most 64 MiB of memory and the disk down to [Config].FreeMinMiB. The
 // content store may send or take nothing of a layer for 30 seconds, and has five
-// minutes to make one durable. A key is at most 4096 bytes and a label 4096.
+// minutes to make one durable. A call to an external snapshotter has 20 seconds to
+// two minutes; 64 of them are under way at once, and after three in a row without
+// an answer the next are refused for five seconds. The mounts that it describes
+// have 256 KiB of text. A key is at most 4096 bytes and a label 4096.
 // Trash waits in the database, as long as need be. Sixteen activations are made at
 // once, each of at most 255 mounts and in two minutes.
 //

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -150,10 +149,11 @@ func (h shelf) checkParent(tx *kv.Tx, name string) error {
 
 // ref names the tree of a snapshot.
 func (h shelf) ref(name string, r record) driver.Ref {
-	if r.Key != "" {
-		return driver.Ref{ID: r.ID, Key: r.Key}
+	key := r.Key
+	if key == "" {
+		key = h.namespace + "/" + strconv.FormatUint(r.ID, 10) + "/" + name
 	}
-	return driver.Ref{ID: r.ID, Key: h.namespace + "/" + strconv.FormatUint(r.ID, 10) + "/" + name}
+	return driver.Ref{ID: r.ID, Namespace: h.namespace, Key: key}
 }
 
 // known is what a driver has to know of a snapshot.
@@ -164,9 +164,7 @@ func (h shelf) known(name string, r record, parents []driver.Ref) driver.Snapsho
 // inherited are the labels that are handed down to drivers.
 func inherited(labels map[string]string) map[string]string {
 	down := maps.Clone(labels)
-	maps.DeleteFunc(down, func(k, _ string) bool {
-		return !strings.HasPrefix(k, snapshot.LabelInherited) && k != snapshot.LabelTarget
-	})
+	maps.DeleteFunc(down, func(k, _ string) bool { return !driver.Inherited(k) })
 	return down
 }
 

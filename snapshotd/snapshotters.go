@@ -40,11 +40,13 @@ func (s *Store) rootOf(snapshotter string) string { return filepath.Join(s.cfg.R
 
 // driver returns the driver of a snapshotter.
 func (s *Store) driver(snapshotter string) (driver.Driver, error) {
-	d, ok := s.drivers[snapshotter]
-	if !ok {
-		return nil, fmt.Errorf("snapshotter not loaded: %s: %w", snapshotter, errdefs.ErrInvalidArgument)
+	if d, ok := s.drivers[snapshotter]; ok {
+		return d, nil
 	}
-	return d, nil
+	if e, ok := s.externals[snapshotter]; ok {
+		return e, nil
+	}
+	return nil, fmt.Errorf("snapshotter not loaded: %s: %w", snapshotter, errdefs.ErrInvalidArgument)
 }
 
 // In implements snapshot.Stores.
@@ -53,7 +55,11 @@ func (s *Store) In(scope namespace.Scope, snapshotter string) (snapshot.Store, e
 	if err != nil {
 		return nil, err
 	}
-	return snapshots{s: s, scope: scope, d: d, shelf: shelf{snapshotter, scope.Name}}, nil
+	n := snapshots{s: s, scope: scope, d: d, shelf: shelf{snapshotter, scope.Name}}
+	if e, ok := d.(*external); ok {
+		return outside{n, e}, nil
+	}
+	return n, nil
 }
 
 // Layers returns the service that extracts layers into snapshots.
@@ -76,6 +82,7 @@ func (s *Store) Plugins() []suite.Plugin {
 		}
 		all = append(all, p)
 	}
+	all = append(all, s.proxyPlugins()...)
 	return append(all,
 		suite.Plugin{Type: "io.containerd.differ.v1", ID: "walking", Platforms: here},
 		suite.Plugin{Type: "io.containerd.mount-handler.v1", ID: "erofs", Platforms: here},

@@ -52,5 +52,8 @@ func inOf(t testing.TB, s *Store, scope namespace.Scope, snapshotter string) sna
 	if err != nil {
 		t.Fatalf("In: %v (%v)", err, s.skipped[snapshotter])
 	}
+	if n, ok := sn.(outside); ok {
+		return n.snapshots
+	}
 	return sn.(snapshots)
 }

@@ -40,7 +40,8 @@ const leaseTime = 10 * time.Second
 type Needs struct {
 	Leases  lease.Registry
 	Events  event.Publisher
-	Content content.Stores // where layers are
+	Content content.Stores             // where layers are
+	Proxies map[string]snapshot.Stores // external snapshotters that the config names
 	Log     *slog.Logger
 }
 
@@ -55,9 +56,10 @@ type Store struct {
 	gate  *gc.Gate
 	box   *outbox.Box
 
-	mounter *mounter.Store
-	drivers map[string]driver.Driver // by snapshotter
-	skipped map[string]error         // why there is none
+	mounter   *mounter.Store
+	drivers   map[string]driver.Driver // by snapshotter
+	externals map[string]*external     // those that are other processes
+	skipped   map[string]error         // why there is none
 
 	last    atomic.Uint64 // id handed out
 	wake    chan struct{} // has an item when there is something to collect
@@ -95,11 +97,12 @@ func open(cfg Config, needs Needs, d driver.Disk, k kernel.Kernel) (*Store, erro
 	gate := gc.NewGate(gc.Now)
 	s := &Store{
 		cfg: cfg, needs: needs, log: needs.Log, disk: d, kv: db, gate: gate, db: behind(db, gate),
-		drivers: make(map[string]driver.Driver),
-		skipped: make(map[string]error),
-		wake:    make(chan struct{}, 1),
-		applies: make(chan struct{}, cfg.Applies),
-		held:    make(map[uint64]chan struct{}),
+		drivers:   make(map[string]driver.Driver),
+		externals: make(map[string]*external),
+		skipped:   make(map[string]error),
+		wake:      make(chan struct{}, 1),
+		applies:   make(chan struct{}, cfg.Applies),
+		held:      make(map[uint64]chan struct{}),
 	}
 	if err := s.prepare(driver.Env{Disk: d, Kernel: k, Log: needs.Log}); err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -112,14 +115,17 @@ func (s *Store) prepare(env driver.Env) error {
 		return err
 	}
 	s.load(env)
-	var err error
+	err := s.connect(env.Kernel)
+	if err != nil {
+		return err
+	}
 	if s.box, err = outbox.Open(s.kv, suite.Snapshotd, s.log); err != nil {
 		return err
 	}
 	if err := s.db.Resume(); err != nil {
 		return err
 	}
-	if err := errors.Join(s.completeMembers(context.Background()), s.reconcile()); err != nil {
+	if err := errors.Join(s.completeMembers(context.Background()), s.reconcile(), s.recoverBegun(context.Background())); err != nil {
 		return err
 	}
 	return s.openMounter()
@@ -173,10 +179,13 @@ func (s *Store) tryHold(id uint64) (release func(), busy <-chan struct{}) {
 	}, nil
 }
 
-// ring wakes the collector.
+// ring wakes the collectors.
 func (s *Store) ring() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
+	}
+	for _, e := range s.externals {
+		e.ring()
 	}
 }

@@ -174,7 +174,11 @@ type trees struct {
 // inOrder is a snapshot on top of those that have the layers below.
 func (m trees) inOrder(t *testing.T, scope namespace.Scope, below ...[]byte) difftest.Tree {
 	t.Helper()
-	sn := inOf(t, m.s, scope, cmp.Or(m.of, Overlayfs))
+	of := cmp.Or(m.of, Overlayfs)
+	sn, err := m.s.In(scope, of)
+	if err != nil {
+		t.Fatalf("In: %v", err)
+	}
 	parent := ""
 	for i, b := range below {
 		key := fmt.Sprintf("%s layer %d of %s", t.Name(), i, digest.FromString(parent+string(b)))
@@ -194,7 +198,7 @@ func (m trees) inOrder(t *testing.T, scope namespace.Scope, below ...[]byte) dif
 	if err != nil {
 		t.Fatalf("Mounts: %v", err)
 	}
-	return difftest.Tree{Mounts: mounts, Files: func(t *testing.T) map[string]string { return lookIn(t, sn, key) }}
+	return difftest.Tree{Mounts: mounts, Files: func(t *testing.T) map[string]string { return lookIn(t, inOf(t, m.s, scope, of), key) }}
 }
 
 func in(t testing.TB, s *Store, scope namespace.Scope) snapshots {

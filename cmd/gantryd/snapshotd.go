@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 
+	"google.golang.org/grpc"
+
 	"github.com/gantryd/gantry/services/activation/activationrpc"
 	"github.com/gantryd/gantry/services/content/contentrpc"
 	"github.com/gantryd/gantry/services/daemon"
@@ -15,6 +17,7 @@ import (
 	"github.com/gantryd/gantry/services/lease/leaserpc"
 	"github.com/gantryd/gantry/services/namespace/namespacerpc"
 	"github.com/gantryd/gantry/services/rpc"
+	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/snapshot/snapshotrpc"
 	"github.com/gantryd/gantry/services/suite"
 	"github.com/gantryd/gantry/snapshotd"
@@ -53,10 +56,16 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	defer bus.Close()
 	files := contentrpc.HandlesAt(suite.BlobsSocket(cfg.Sockets))
 	defer files.Close()
+	proxies, hangUp, err := dialProxies(cfg.Proxies)
+	if err != nil {
+		return err
+	}
+	defer hangUp()
 	store, err := snapshotd.Open(cfg.Config, snapshotd.Needs{
 		Leases:  leaserpc.NewRegistry(imaged),
 		Events:  bus,
 		Content: contentrpc.WithHandles(contentrpc.NewClient(contentd), files),
+		Proxies: proxies,
 		Log:     log,
 	})
 	if err != nil {
@@ -82,5 +91,27 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Listeners: []net.Listener{lis},
 		Plugins:   store.Plugins(),
 		Log:       log,
-	}, store.Publish, store.Collect, store.Unmount)
+	}, store.Publish, store.Collect, store.CollectExternal, store.Unmount)
+}
+
+// dialProxies returns the snapshotters that are other processes, which need not
+// be there.
+func dialProxies(proxies map[string]snapshotd.Proxy) (map[string]snapshot.Stores, func(), error) {
+	all := make(map[string]snapshot.Stores)
+	var conns []*grpc.ClientConn
+	hangUp := func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}
+	for name, p := range proxies {
+		conn, err := rpc.Dial(p.Address)
+		if err != nil {
+			hangUp()
+			return nil, nil, err
+		}
+		conns = append(conns, conn)
+		all[name] = snapshotrpc.NewClient(conn)
+	}
+	return all, hangUp, nil
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
@@ -17,8 +18,9 @@ import (
 
 // A Ref names the tree of a snapshot.
 type Ref struct {
-	ID  uint64 // never used again
-	Key string // "<namespace>/<id>/<name>": what an external snapshotter calls it
+	ID        uint64 // never used again
+	Namespace string // whose it is
+	Key       string // "<namespace>/<id>/<name>": what an external snapshotter calls it
 }
 
 // A Snapshot is one as its driver has to know it.
@@ -27,6 +29,11 @@ type Snapshot struct {
 	Kind    snapshot.Kind
 	Parents []Ref             // the topmost first
 	Labels  map[string]string // those that are handed down
+}
+
+// Inherited tells whether a label of that key is handed down.
+func Inherited(key string) bool {
+	return strings.HasPrefix(key, snapshot.LabelInherited) || key == snapshot.LabelTarget
 }
 
 // Traits are what a driver does beyond what each has to.
