@@ -155,6 +155,10 @@ type record struct {
 	Pid      uint32      `json:"pid,omitempty"`
 	IO       task.IO     `json:"io"`
 	Exit     *task.Exit  `json:"exit,omitempty"` // of a task that is being deleted, if it is known
+
+	// Activation is the name under which mounts were made for the task, or may
+	// have been.
+	Activation string `json:"activation,omitempty"`
 }
 
 // A recordState is how far a task has come.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/task"
 )
 
@@ -19,9 +20,9 @@ type life struct {
 }
 
 // live takes a task through its life until something fails.
-func (o *opened) live(ctx context.Context, id string) (l life, err error) {
+func (o *opened) live(ctx context.Context, id string, rootfs ...mount.Mount) (l life, err error) {
 	s := o.tasksOne()
-	if _, err = s.Create(ctx, task.CreateRequest{ContainerID: id}); err != nil {
+	if _, err = s.Create(ctx, task.CreateRequest{ContainerID: id, Rootfs: rootfs}); err != nil {
 		return l, err
 	}
 	l.created = true

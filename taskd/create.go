@@ -130,6 +130,11 @@ func (s *Store) create(ctx context.Context, l *live, r task.CreateRequest, c con
 	if err := s.listen(l); err != nil {
 		return 0, err
 	}
+	rootfs, err := s.activate(ctx, l, r.Rootfs)
+	if err != nil {
+		return 0, err
+	}
+	rec = l.record()
 	start, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	a, err := s.run.start(start, launch{l.bundle, rec.Binary, options}, func(p process) error {
@@ -153,7 +158,7 @@ func (s *Store) create(ctx context.Context, l *live, r task.CreateRequest, c con
 	pid, err := s.fill(ctx, l, shim, task.ShimCreate{
 		ID:      l.id,
 		Bundle:  l.dir,
-		Rootfs:  r.Rootfs,
+		Rootfs:  rootfs,
 		IO:      r.IO,
 		Options: options,
 	})

@@ -57,6 +57,13 @@
 //
 // Bundles of another boot are removed unseen: nothing of them lives.
 //
+// # Root file systems
+//
+// A shim mounts what it is given. What it cannot make by itself, such as images
+// that are files, snapshotd makes before, under a name that is in the task's
+// record first, and undoes when the bundle goes; snapshotd is asked for nothing
+// else.
+//
 // # Locking
 //
 // Store.mu guards the maps of tasks and is taken before live.mu, which guards

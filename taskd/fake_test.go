@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/gantryd/gantry/services/activation/activationtest"
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/namespace"
@@ -345,13 +346,14 @@ type place struct {
 	cfg     Config
 	w       *world
 	forward func(string) (runner.Publisher, func())
+	mounts  *activationtest.Memory
 }
 
 func newPlace(t *testing.T) place {
 	dir := t.TempDir()
 	cfg := Default()
 	cfg.Root, cfg.State = filepath.Join(dir, "root"), filepath.Join(dir, "state")
-	return place{cfg: cfg, w: newWorld()}
+	return place{cfg: cfg, w: newWorld(), mounts: activationtest.NewMemory(nil)}
 }
 
 // A box is a bus that keeps what it is told.
@@ -412,7 +414,7 @@ func (p place) tryOpen(t *testing.T, c *cut) (*opened, error) {
 	if c.at > 0 {
 		log = quiet()
 	}
-	s, err := open(p.cfg, Needs{Events: o.events, Forward: p.forward, Log: log}, cutDisk{c, realDisk{}}, fakeRuntime{p.w, c})
+	s, err := open(p.cfg, Needs{Events: o.events, Forward: p.forward, Activations: cutMounts{p.mounts, c}, Log: log}, cutDisk{c, realDisk{}}, fakeRuntime{p.w, c})
 	if err != nil {
 		return nil, err
 	}
@@ -529,6 +531,9 @@ func (p place) empty(t *testing.T) {
 		}
 		if shims, processes := p.w.living(); shims+processes > 0 {
 			return fmt.Errorf("%d shims and %d processes", shims, processes)
+		}
+		for i, err := range p.mounts.In(one).List(t.Context()) {
+			return fmt.Errorf("activation %s, %v", i.Name, err)
 		}
 		return nil
 	})

@@ -78,29 +78,47 @@ func (s *Store) tellOne(ctx context.Context, to runner.Publisher, e runner.Event
 }
 
 // dump removes what is left of a bundle when its shim has gone and everything
-// in it is told. What it does not come to, the next start does.
+// in it is told, and the mounts that were made for it. What it does not come to,
+// the next start does.
 func (s *Store) dump(trash string) {
 	namespace := filepath.Base(filepath.Dir(trash))
-	said := false
-	for pause := range pauses() {
-		if s.ctx.Err() != nil {
-			return
-		}
-		err := s.tellLeft(s.ctx, namespace, trash)
-		if err == nil {
-			break
-		}
-		if !said {
-			s.log.Warn("events that a shim left wait for the bus", "dir", trash, "err", err)
-			said = true
-		}
-		if !s.pause(pause) {
+	for _, step := range []struct {
+		what string
+		do   func(ctx context.Context, namespace, trash string) error
+	}{
+		{"events that a shim left wait for the bus", s.tellLeft},
+		{"mounts of a task that is gone are still there", s.deactivate},
+	} {
+		if !s.insist(step.what, trash, func() error { return step.do(s.ctx, namespace, trash) }) {
 			return
 		}
 	}
 	if err := s.disk.RemoveTree(trash); err != nil {
 		s.log.Warn("what is left of a bundle cannot be removed", "dir", trash, "err", err)
 	}
+}
+
+// insist does something until it succeeds, and says once that it does not. It
+// reports whether it did before the end of the daemon.
+func (s *Store) insist(what, dir string, do func() error) bool {
+	said := false
+	for pause := range pauses() {
+		if s.ctx.Err() != nil {
+			return false
+		}
+		err := do()
+		if err == nil {
+			return true
+		}
+		if !said {
+			s.log.Warn(what, "dir", dir, "err", err)
+			said = true
+		}
+		if !s.pause(pause) {
+			return false
+		}
+	}
+	return false
 }
 
 // dumpFound removes what a daemon before us has left of a bundle. Its task was

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/gantryd/gantry/services/activation"
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/kv"
@@ -34,8 +35,11 @@ type Store struct {
 	outbox  *outbox.Box
 	events  event.Publisher
 	forward func(namespace string) (runner.Publisher, func())
-	disk    disk
-	run     runtime
+
+	activations activation.Stores
+
+	disk disk
+	run  runtime
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -59,6 +63,8 @@ type key struct{ namespace, id string }
 type Needs struct {
 	Shims  task.ShimProtocol
 	Events event.Publisher
+	// Activations makes mounts that shims cannot; nil if nobody does.
+	Activations activation.Stores
 	// Forward tells events in the name of a shim of the namespace, until the
 	// function is called that it returns. Nil is for nobody.
 	Forward    func(namespace string) (runner.Publisher, func())
@@ -90,12 +96,15 @@ func open(cfg Config, needs Needs, d disk, run runtime) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("taskd: %w", err), db.Close())
 	}
 	s := &Store{
-		cfg:      cfg,
-		log:      needs.Log,
-		db:       db,
-		outbox:   box,
-		events:   needs.Events,
-		forward:  needs.Forward,
+		cfg:     cfg,
+		log:     needs.Log,
+		db:      db,
+		outbox:  box,
+		events:  needs.Events,
+		forward: needs.Forward,
+
+		activations: needs.Activations,
+
 		disk:     d,
 		run:      run,
 		cleaning: make(chan struct{}, cleanMax),

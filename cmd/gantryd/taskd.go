@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/gantryd/gantry/services/activation/activationrpc"
 	"github.com/gantryd/gantry/services/container/containerrpc"
 	"github.com/gantryd/gantry/services/daemon"
 	"github.com/gantryd/gantry/services/event/eventnats"
@@ -46,9 +47,15 @@ func taskdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		return err
 	}
 	defer bus.Close()
+	snapshotd, err := rpc.Dial(suite.Socket(cfg.Sockets, suite.Snapshotd))
+	if err != nil {
+		return err
+	}
+	defer snapshotd.Close()
 	store, err := taskd.Open(cfg.Config, taskd.Needs{
-		Shims:  shimrpc.Protocol{},
-		Events: bus,
+		Shims:       shimrpc.Protocol{},
+		Events:      bus,
+		Activations: activationrpc.NewClient(snapshotd),
 		Forward: func(ns string) (runner.Publisher, func()) {
 			f := shimserve.NewForwarder(suite.ShimSocket(cfg.Address), ns)
 			return f, f.Close
