@@ -73,6 +73,9 @@ func filesystem(typ string, all []setting, w words) (*os.File, error) {
 		} else {
 			err = unix.FsconfigSetString(fs, s.key, s.value)
 		}
+		if s.key == "lowerdir+" && errors.Is(err, unix.EINVAL) {
+			return nil, fmt.Errorf("%s: the kernel takes no descriptors of layers: %w", typ, errdefs.ErrNotImplemented)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: option %s: %w%s", typ, s.key, err, said(fs))
 		}

@@ -24,6 +24,7 @@ type job struct {
 	ns, dir string
 	made    []activation.Active
 	devices []string // of each that was made; empty if it is no loop device
+	writes  []bool   // whether each can be written to
 }
 
 // point is where the i-th mount is.
@@ -49,12 +50,12 @@ func (j *job) run(ctx context.Context, mounts []mount.Mount, p activation.Plan, 
 			left[0] = m
 			break
 		}
-		m, device, err := j.mount(ctx, m, i)
+		m, device, writes, err := j.mount(ctx, m, i)
 		if err != nil {
 			return nil, fmt.Errorf("mount %d: %w", i, err)
 		}
 		j.made = append(j.made, activation.Active{Mount: m, MountedAt: time.Now().UTC().Round(0), MountPoint: j.point(i)})
-		j.devices = append(j.devices, device)
+		j.devices, j.writes = append(j.devices, device), append(j.writes, writes)
 	}
 	if temporary {
 		return []mount.Mount{{Type: "bind", Source: j.point(len(j.made) - 1), Options: []string{"rbind"}}}, nil
@@ -138,37 +139,39 @@ func (j *job) parent(path string) (parent *os.File, name string, p Place, err er
 }
 
 // mount makes the i-th mount, and returns it without what was only said to us;
-// and the loop device, if that is what was to be made.
-func (j *job) mount(ctx context.Context, m mount.Mount, i int) (_ mount.Mount, dev string, err error) {
+// the loop device, if that is what was to be made; and whether it can be written
+// to.
+func (j *job) mount(ctx context.Context, m mount.Mount, i int) (_ mount.Mount, dev string, writes bool, err error) {
 	if m.Target != "" {
-		return m, "", fmt.Errorf("mount with a target: %w", errdefs.ErrNotImplemented)
+		return m, "", false, fmt.Errorf("mount with a target: %w", errdefs.ErrNotImplemented)
 	}
 	w := read(m.Options)
 	var f *os.File
 	switch m.Type {
 	case "loop":
 		dev, err = j.attach(ctx, m, w, i)
-		return m, dev, err
+		return m, dev, !w.readOnly(), err
 	case "erofs":
 		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "loop" })
 		f, err = j.erofs(ctx, m, w)
 	case "bind":
-		f, err = j.bind(m, w)
+		f, writes, err = j.bind(m, w)
 	case "overlay":
-		f, err = j.overlay(w)
+		f, writes, err = j.overlay(w)
 	case "ext4", "xfs":
 		f, err = j.block(ctx, m, w)
+		writes = !w.readOnly()
 	default:
 		err = fmt.Errorf("mount of type %.100q: %w", m.Type, errdefs.ErrNotImplemented)
 	}
 	if err != nil {
-		return m, "", err
+		return m, "", false, err
 	}
 	defer f.Close()
 	if err := j.s.kernel.Mkdir(j.point(i)); err != nil {
-		return m, "", err
+		return m, "", false, err
 	}
-	return m, "", j.s.kernel.Attach(f, j.point(i))
+	return m, "", writes, j.s.kernel.Attach(f, j.point(i))
 }
 
 // attach has a loop device end with this process until there is a link to it,
@@ -237,23 +240,29 @@ func erofsSettings(images []*os.File, name func(*os.File) string, others []strin
 	return append(all, settings(others)...)
 }
 
-func (j *job) bind(m mount.Mount, w words) (*os.File, error) {
+// bind of what cannot be written to must not say that it can, unless by saying
+// nothing of it: a copy of a mount could be made writable where the mount is not.
+func (j *job) bind(m mount.Mount, w words) (f *os.File, writes bool, err error) {
 	if len(w.rest) > 0 {
-		return nil, fmt.Errorf("bind with options %.300q: %w", w.rest, errdefs.ErrNotImplemented)
+		return nil, false, fmt.Errorf("bind with options %.300q: %w", w.rest, errdefs.ErrNotImplemented)
+	}
+	if i, _, ok := j.own(m.Source); ok && i < len(j.writes) && !j.writes[i] && w.clear&unix.MOUNT_ATTR_RDONLY == 0 {
+		w.set |= unix.MOUNT_ATTR_RDONLY
 	}
 	dir, err := j.open(m.Source, use{write: !w.readOnly()})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer dir.Close()
-	return bind(dir, w)
+	f, err = bind(dir, w)
+	return f, !w.readOnly(), err
 }
 
 // overlay stacks directories, each as it was opened.
-func (j *job) overlay(w words) (*os.File, error) {
+func (j *job) overlay(w words) (f *os.File, writes bool, err error) {
 	values, others, err := w.take("overlay", "lowerdir", "upperdir", "workdir")
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	var dirs []*os.File
 	defer func() {
@@ -274,18 +283,19 @@ func (j *job) overlay(w words) (*os.File, error) {
 	for _, list := range values["lowerdir"] {
 		for path := range strings.SplitSeq(list, ":") {
 			if err := add("lowerdir+", path, use{}); err != nil {
-				return nil, err
+				return nil, false, err
 			}
 		}
 	}
 	for _, key := range []string{"upperdir", "workdir"} {
 		for _, path := range values[key] {
 			if err := add(key, path, use{write: true}); err != nil {
-				return nil, err
+				return nil, false, err
 			}
 		}
 	}
-	return filesystem("overlay", append(all, settings(others)...), w)
+	f, err = filesystem("overlay", append(all, settings(others)...), w)
+	return f, len(values["upperdir"]) > 0 && !w.readOnly(), err
 }
 
 // block mounts a loop device that was made before, or an image through one that

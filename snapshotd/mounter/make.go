@@ -13,15 +13,21 @@ import (
 	"github.com/gantryd/gantry/services/activation"
 )
 
-// makeDir makes a directory that nobody sees before it has its owner and mode.
+// makeDir makes a directory that has no name before it has its owner and mode: it
+// has another one, under which a crash leaves it for the next to use.
 func makeDir(parent *os.File, name string, d activation.Dir) error {
-	switch err := unix.Mkdirat(int(parent.Fd()), name, 0o700); {
-	case errors.Is(err, unix.EEXIST):
-		return sameDir(parent, name, d)
-	case err != nil:
+	if dir, err := beneath(parent, name, unix.O_DIRECTORY); !errors.Is(err, unix.ENOENT) {
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		return sameDir(dir, name, d)
+	}
+	making := "." + name + ".new"
+	if err := unix.Mkdirat(int(parent.Fd()), making, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	dir, err := beneath(parent, name, unix.O_DIRECTORY)
+	dir, err := beneath(parent, making, unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -30,16 +36,14 @@ func makeDir(parent *os.File, name string, d activation.Dir) error {
 	if err := unix.Fchownat(int(dir.Fd()), "", d.UID, d.GID, unix.AT_EMPTY_PATH); err != nil {
 		return err
 	}
-	return os.Chmod(fdPath(dir), d.Mode)
+	if err := os.Chmod(fdPath(dir), d.Mode); err != nil {
+		return err
+	}
+	return unix.Renameat2(int(parent.Fd()), making, int(parent.Fd()), name, unix.RENAME_NOREPLACE)
 }
 
 // sameDir refuses to change what is there already.
-func sameDir(parent *os.File, name string, d activation.Dir) error {
-	dir, err := beneath(parent, name, unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
+func sameDir(dir *os.File, name string, d activation.Dir) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return err

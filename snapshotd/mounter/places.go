@@ -71,8 +71,7 @@ func (j *job) place(path string) (Place, error) {
 	if err != nil {
 		return Place{}, err
 	}
-	// Who may write there is up to the mount.
-	return Place{Dir: dir, Rest: rest, Write: true}, nil
+	return Place{Dir: dir, Rest: rest, Write: j.writes[i]}, nil
 }
 
 // own reads a path as that of a mount of this activation, or below one.
