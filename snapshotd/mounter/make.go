@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -100,11 +101,11 @@ func makeImage(ctx context.Context, parent *os.File, name string, i activation.I
 	if err := f.Truncate(i.Size); err != nil {
 		return err
 	}
-	args := maker.args
+	args := slices.Clone(maker.args)
 	if i.UUID != "" {
-		args = append(args[:len(args):len(args)], maker.uuid[0], maker.uuid[1]+i.UUID)
+		args = append(args, maker.uuid[0], maker.uuid[1]+i.UUID)
 	}
-	cmd := exec.CommandContext(ctx, program, append(args[:len(args):len(args)], "/proc/self/fd/3")...)
+	cmd := exec.CommandContext(ctx, program, append(args, "/proc/self/fd/3")...)
 	cmd.ExtraFiles = []*os.File{f}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %.300s", maker.program, err, out)
