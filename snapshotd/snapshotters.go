@@ -13,7 +13,9 @@ import (
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/suite"
+	"github.com/gantryd/gantry/snapshotd/btrfs"
 	"github.com/gantryd/gantry/snapshotd/driver"
+	"github.com/gantryd/gantry/snapshotd/native"
 	"github.com/gantryd/gantry/snapshotd/overlayfs"
 )
 
@@ -21,6 +23,8 @@ import (
 // root.
 var openers = map[string]func(root string, env driver.Env) (driver.Driver, error){
 	Overlayfs: func(root string, env driver.Env) (driver.Driver, error) { return overlayfs.Open(root, env) },
+	"native":  func(root string, env driver.Env) (driver.Driver, error) { return native.Open(root, env) },
+	"btrfs":   func(root string, env driver.Env) (driver.Driver, error) { return btrfs.Open(root, env) },
 }
 
 // load opens the drivers. One that cannot be keeps nobody from the others.

@@ -104,7 +104,7 @@ func open(cfg Config, needs Needs, d driver.Disk, k kernel.Kernel) (*Store, erro
 		applies:   make(chan struct{}, cfg.Applies),
 		held:      make(map[uint64]chan struct{}),
 	}
-	if err := s.prepare(driver.Env{Disk: d, Kernel: k, Log: needs.Log}); err != nil {
+	if err := s.prepare(driver.Env{Disk: d, Kernel: k, Log: needs.Log, FreeMin: cfg.freeMin()}); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil

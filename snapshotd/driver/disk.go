@@ -21,12 +21,18 @@ type Disk interface {
 	Mkdir(path string, mode fs.FileMode) error
 	Chown(path string, uid, gid int) error
 
+	// Rename gives what is at from another path, on the same file system, where
+	// there is nothing.
+	Rename(from, to string) error
+
 	// SyncFS makes everything durable that was written to the file system
 	// that path is on.
 	SyncFS(path string) error
 
 	// RemoveTree removes a directory and what is in it; a missing one is fine.
 	RemoveTree(ctx context.Context, path string) error
+
+	Volumes
 }
 
 // Files is the real disk.
@@ -46,6 +52,11 @@ func (Files) Mkdir(path string, mode fs.FileMode) error {
 
 // Chown implements Disk.
 func (Files) Chown(path string, uid, gid int) error { return os.Lchown(path, uid, gid) }
+
+// Rename implements Disk.
+func (Files) Rename(from, to string) error {
+	return unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+}
 
 // SyncFS implements Disk.
 func (Files) SyncFS(path string) error {

@@ -125,4 +125,6 @@ type Env struct {
 	Disk   Disk
 	Kernel kernel.Kernel
 	Log    *slog.Logger
+
+	FreeMin int64 // bytes of free disk that are left alone
 }

@@ -16,6 +16,7 @@ type scanner struct {
 	dir  int
 	buf  []byte
 	rest []byte
+	at   int64 // where a scan goes on that begins after the last name
 }
 
 func newScanner(dir int) *scanner { return &scanner{dir: dir, buf: make([]byte, scanSize)} }
@@ -33,6 +34,7 @@ func (s *scanner) next() (name string, isDir bool, err error) {
 		}
 		const header = int(unsafe.Offsetof(unix.Dirent{}.Name))
 		size := binary.NativeEndian.Uint16(s.rest[unsafe.Offsetof(unix.Dirent{}.Reclen):])
+		s.at = int64(binary.NativeEndian.Uint64(s.rest[unsafe.Offsetof(unix.Dirent{}.Off):])) //nolint:gosec // as the kernel says it
 		kind := s.rest[unsafe.Offsetof(unix.Dirent{}.Type)]
 		raw := s.rest[header:size]
 		s.rest = s.rest[size:]

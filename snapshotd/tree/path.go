@@ -1,6 +1,10 @@
 package tree
 
-import "golang.org/x/sys/unix"
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
 
 // openMax is how many directories of a path are kept open at most. A tree may
 // be deeper than a process may have files; what is deeper is found again
@@ -22,7 +26,10 @@ type level struct {
 	id   identity
 	name string   // of the directory in the one above
 	subs []string // yet to be visited; for [Walk] only
-	scan *scanner // for [Remove] only
+	scan *scanner // for [Remove] and [Copy] only
+	at   int64    // how far it was scanned; for [Copy] only
+
+	st unix.Stat_t // before it was scanned; for [Copy] only
 }
 
 // A path is the way down from a root. It goes up again by "..", and only to the
@@ -49,6 +56,20 @@ func (p *path) down(dir int, name string) error {
 	}
 	p.levels = append(p.levels, level{fd: fd, id: id, name: name})
 	return nil
+}
+
+// String is the path from the root.
+func (p *path) String() string {
+	var b strings.Builder
+	for i, l := range p.levels {
+		if i > 1 {
+			b.WriteByte('/')
+		}
+		if i > 0 {
+			b.WriteString(l.name)
+		}
+	}
+	return b.String()
 }
 
 func (p *path) here() *level { return &p.levels[len(p.levels)-1] }
