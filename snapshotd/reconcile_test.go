@@ -21,6 +21,7 @@ import (
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/services/suite"
 	"github.com/gantryd/gantry/snapshotd/driver"
 	"github.com/gantryd/gantry/snapshotd/kernel"
 )
@@ -176,10 +177,40 @@ func TestWithoutOverlayfsTheDaemonRuns(t *testing.T) {
 	if _, err := s.In(one, Overlayfs); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("In: %v, want %v", err, errdefs.ErrInvalidArgument)
 	}
-	if p := s.Plugins()[0]; p.ID != Overlayfs || !strings.Contains(p.Skip, "no such device") {
+	if p := pluginOf(t, s, Overlayfs); !strings.Contains(p.Skip, "no such device") {
 		t.Errorf("the plugin is %+v, want to say why it is skipped", p)
 	}
-	if p := openTest(t, testConfig(t), testNeeds(t)).Plugins()[0]; p.Skip != "" || !slices.Contains(p.Capabilities, "rebase") {
+	if _, err := s.In(one, "native"); err != nil {
+		t.Errorf("In: %v, want the others to be there", err)
+	}
+	if p := pluginOf(t, openTest(t, testConfig(t), testNeeds(t)), Overlayfs); p.Skip != "" || !slices.Contains(p.Capabilities, "rebase") {
+		t.Errorf("the plugin is %+v, want it to be there", p)
+	}
+}
+
+func pluginOf(t *testing.T, s *Store, snapshotter string) suite.Plugin {
+	t.Helper()
+	all := s.Plugins()
+	i := slices.IndexFunc(all, func(p suite.Plugin) bool { return p.Type == "io.containerd.snapshotter.v1" && p.ID == snapshotter })
+	if i < 0 {
+		t.Fatalf("no plugin %s", snapshotter)
+	}
+	return all[i]
+}
+
+// TestBtrfsIsWhereThereIsOne skips the snapshotter elsewhere, and says why.
+func TestBtrfsIsWhereThereIsOne(t *testing.T) {
+	needRoot(t)
+	cfg := testConfig(t)
+	inMemory(t, filepath.Dir(cfg.Root))
+	s := openTest(t, cfg, quietNeeds(t))
+	if _, err := s.In(one, "btrfs"); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("In: %v, want %v", err, errdefs.ErrInvalidArgument)
+	}
+	if p := pluginOf(t, s, "btrfs"); !strings.Contains(p.Skip, "is not on a btrfs file system") {
+		t.Errorf("the plugin is %+v, want to say why it is skipped", p)
+	}
+	if p := pluginOf(t, openTest(t, configOf(t, "btrfs"), testNeeds(t)), "btrfs"); p.Skip != "" {
 		t.Errorf("the plugin is %+v, want it to be there", p)
 	}
 }
