@@ -29,7 +29,7 @@
 // Everything that was acknowledged. A commit syncs the file system and then
 // writes the record, so that a committed snapshot is whole. The directory of an
 // active snapshot is not synced: before its commit nothing in it is promised,
-// and if a power failure takes it, Open makes an empty one.
+// and if a power failure takes it, Open makes it anew, as its parent is.
 //
 // A removal writes the id to the trash in the transaction that drops the record;
 // Collect removes the files later, one directory after the other, and goes on
@@ -123,7 +123,8 @@
 // mounts without a place), better 6.8 (overlays built one layer at a time;
 // before that, a thread with a mount namespace of its own makes them). A file
 // system for overlayfs' upper directories: ext4, XFS with ftype=1, btrfs; on
-// another the daemon runs, and reports the snapshotter as missing. Activations
+// another the daemon runs, and reports the snapshotter as missing. For btrfs, one at
+// <root>/btrfs; else that snapshotter is missing, and says why. Activations
 // want the mount namespace of the host, so that containers see them; loop devices
 // for images of ext4 and, before 6.12, of EROFS; mkfs.ext4 or mkfs.xfs for a
 // snapshotter that asks for empty images; 5.12 for bind mounts that are read-only.
