@@ -114,7 +114,7 @@ func (z *Reader) decode() {
 	for z.err == nil && z.w < window+outSize {
 		z.err = z.next(z)
 	}
-	if z.err == ErrCorrupt && z.end > z.real && z.pos-int(z.n>>3)+8 > z.real {
+	if errors.Is(z.err, ErrCorrupt) && z.end > z.real && z.pos-int(z.n>>3)+8 > z.real {
 		// Not even the sum, of 8 bytes, would be whole: what was corrupt are
 		// the zeros behind the end.
 		z.err = io.ErrUnexpectedEOF
