@@ -13,11 +13,6 @@ import (
 	"github.com/gantryd/gantry/snapshotd/tree"
 )
 
-// holeSize is the least run of zeros that is left out of a file, in bytes.
-const holeSize = 64 << 10
-
-var zeros [holeSize]byte
-
 // create makes what hdr describes, called base in the directory that dir names,
 // in the place of what was there.
 func (x *extractor) create(dir, base string, hdr *tar.Header, a *attributes, body io.Reader) error {
@@ -151,73 +146,51 @@ func (x *extractor) file(d *directory, dir, base string, size int64, a *attribut
 	if err != nil {
 		return err
 	}
-	if size <= smallMax {
-		return x.small(fd, size, a, body)
-	}
-	defer unix.Close(fd)
-	if err := x.write(fd, size, body); err != nil {
-		return err
-	}
-	return a.setFile(fd, &x.dropped)
+	return x.contents(fd, size, a, body)
 }
 
-// small reads the body and leaves the rest to the finisher.
-func (x *extractor) small(fd int, size int64, a *attributes, body io.Reader) error {
-	b := x.finisher.buffer()[:size]
-	if _, err := io.ReadFull(body, b); err != nil {
-		unix.Close(fd)
-		return x.archive(err)
-	}
-	x.written += size
-	return x.finisher.add(unfinished{fd: fd, body: b, attributes: a})
-}
-
-// write copies the body. Long runs of zeros become holes, whatever the archive
-// says of holes itself.
-func (x *extractor) write(fd int, size int64, body io.Reader) error {
-	for at := int64(0); at < size; {
-		if err := x.ctx.Err(); err != nil {
+// contents reads the body, and leaves the rest to the finisher, whose the
+// descriptor is from here on.
+func (x *extractor) contents(fd int, size int64, a *attributes, body io.Reader) error {
+	for at := int64(0); ; {
+		b := x.finisher.buffer()
+		n, err := x.piece(b[:min(size-at, pieceSize)], body)
+		p := piece{fd: fd, at: at, body: b[:n], last: true}
+		if err != nil {
+			p.body = b[:0]
+			_ = x.finisher.add(p) // only to close it
 			return err
 		}
-		before := x.stream.size
-		n, err := io.ReadFull(body, x.buf[:min(size-at, int64(len(x.buf)))])
-		if err != nil {
-			return x.archive(err)
+		if at += int64(n); at == size {
+			p.attributes = a
+			return x.finisher.add(p)
 		}
-		if x.holes += int64(n) - min(x.stream.size-before, int64(n)); x.holes > holesMax {
-			return fmt.Errorf("sparse files of more than %d bytes: %w", int64(holesMax), errdefs.ErrInvalidArgument)
-		}
-		for b := x.buf[:n]; len(b) > 0; {
-			m := min(len(b), holeSize)
-			if !bytes.Equal(b[:m], zeros[:m]) {
-				if err := pwrite(fd, b[:m], at); err != nil {
-					return err
-				}
-				x.written += int64(m)
-			}
-			b, at = b[m:], at+int64(m)
-		}
-		if x.written >= Overshoot {
-			if err := x.space(); err != nil {
-				return err
-			}
-		}
-	}
-	return unix.Ftruncate(fd, size)
-}
-
-func pwrite(fd int, b []byte, at int64) error {
-	for len(b) > 0 {
-		n, err := unix.Pwrite(fd, b, at)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
+		p.last = false
+		if err := x.finisher.add(p); err != nil {
+			_ = x.finisher.add(piece{fd: fd, last: true})
 			return err
 		}
-		b, at = b[n:], at+int64(n)
 	}
-	return nil
+}
+
+// piece reads the next bytes of a body, and looks whether there is room for them.
+// Long runs of zeros become holes, whatever the archive says of holes itself.
+func (x *extractor) piece(b []byte, body io.Reader) (int, error) {
+	if err := x.ctx.Err(); err != nil {
+		return 0, err
+	}
+	before := x.stream.size
+	n, err := io.ReadFull(body, b)
+	if err != nil {
+		return 0, x.archive(err)
+	}
+	if x.holes += int64(n) - min(x.stream.size-before, int64(n)); x.holes > holesMax {
+		return 0, fmt.Errorf("sparse files of more than %d bytes: %w", int64(holesMax), errdefs.ErrInvalidArgument)
+	}
+	if x.written += int64(n); x.written >= spaceBytes {
+		return n, x.space()
+	}
+	return n, nil
 }
 
 func (x *extractor) symlink(d *directory, dir, base, target string, a *attributes) error {

@@ -24,12 +24,14 @@ const (
 	// bytes in all: nothing else makes much work of few bytes.
 	holesMax = 16 << 30
 
-	// spaceEntries is after how many entries the free disk is looked at.
+	// spaceEntries and spaceBytes are after how many entries, or bytes, the
+	// free disk is looked at. As many bytes as the finisher holds may not have
+	// been written yet.
 	spaceEntries = 1024
+	spaceBytes   = Overshoot - pieceCount*pieceSize
 )
 
-// Overshoot is by how much a layer may miss [Target].FreeMin: the free disk is
-// looked at when so many bytes were written.
+// Overshoot is by how much a layer may miss [Target].FreeMin, in bytes.
 const Overshoot = 4 << 20
 
 // An extractor turns a stream into files.
@@ -47,7 +49,6 @@ type extractor struct {
 	whiteouts whiteouts
 	times     dirTimes
 	finisher  *finisher
-	buf       []byte
 
 	entries int64
 	dropped atomic.Int64
@@ -57,7 +58,7 @@ type extractor struct {
 }
 
 func newExtractor(ctx context.Context, s *stream, t Target) (*extractor, error) {
-	x := &extractor{ctx: ctx, stream: s, target: t, stacked: t.Root != nil, own: int(t.Own.Fd()), buf: make([]byte, 256<<10)}
+	x := &extractor{ctx: ctx, stream: s, target: t, stacked: t.Root != nil, own: int(t.Own.Fd())}
 	if t.Root == nil {
 		x.target.Root = func() (*os.File, error) { return reopen(t.Own) }
 	}
@@ -167,7 +168,7 @@ func (x *extractor) archive(err error) error {
 
 // entry extracts one entry.
 func (x *extractor) entry(hdr *tar.Header, body io.Reader) error {
-	if x.written >= Overshoot || x.entries-x.looked >= spaceEntries {
+	if x.written >= spaceBytes || x.entries-x.looked >= spaceEntries {
 		if err := x.space(); err != nil {
 			return err
 		}

@@ -1,6 +1,8 @@
 package layer
 
 import (
+	"bytes"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -9,18 +11,27 @@ import (
 )
 
 const (
-	// smallMax is the largest file that is handed to the finisher, in bytes,
-	// and smallCount how many of them wait for it at most.
-	smallMax   = 64 << 10
-	smallCount = 16
+	// pieceSize is how much of a file is handed over at once, in bytes: a whole
+	// file, mostly. A piece of zeros in a file of several is left out of it.
+	pieceSize = 64 << 10
+
+	// pieceCount is how many pieces wait at most.
+	pieceCount = 32
+
+	// writebackSize is after how many bytes of a file the kernel is asked to
+	// begin with writing them: they are on their way to the disk while the
+	// rest is unpacked, and not all left for the commit, which waits for them.
+	writebackSize = 8 << 20
 )
 
-// A finisher writes small files and sets their attributes while the extractor
-// makes the next. The extractor has decided where each file is; the finisher
-// knows it by its descriptor only.
+var zeros [pieceSize]byte
+
+// A finisher writes files and sets their attributes while the extractor makes
+// the next. The extractor has decided where each file is; the finisher knows it
+// by its descriptor only.
 type finisher struct {
 	dropped *atomic.Int64
-	jobs    chan unfinished
+	pieces  chan piece
 	free    chan []byte
 	ended   chan struct{}
 	once    sync.Once
@@ -30,10 +41,13 @@ type finisher struct {
 	err error
 }
 
-// An unfinished file is open and empty. One with a waiter is none.
-type unfinished struct {
+// A piece of a file is what comes next of it. With the last one come its
+// attributes, or none, if it is not going to be whole. One with a waiter is none.
+type piece struct {
 	fd         int
+	at         int64
 	body       []byte
+	last       bool
 	attributes *attributes
 	waiter     chan struct{}
 }
@@ -41,12 +55,12 @@ type unfinished struct {
 func startFinisher(x *extractor) *finisher {
 	f := &finisher{
 		dropped: &x.dropped,
-		jobs:    make(chan unfinished, smallCount),
-		free:    make(chan []byte, smallCount),
+		pieces:  make(chan piece, pieceCount),
+		free:    make(chan []byte, pieceCount),
 		ended:   make(chan struct{}),
 	}
-	for range smallCount {
-		f.free <- make([]byte, smallMax)
+	for range pieceCount {
+		f.free <- nil
 	}
 	go f.work()
 	return f
@@ -54,14 +68,18 @@ func startFinisher(x *extractor) *finisher {
 
 func (f *finisher) work() {
 	defer close(f.ended)
-	for u := range f.jobs {
-		if u.waiter != nil {
-			close(u.waiter)
+	for p := range f.pieces {
+		if p.waiter != nil {
+			close(p.waiter)
 			continue
 		}
-		err := u.finish(f.dropped)
-		unix.Close(u.fd)
-		f.free <- u.body[:cap(u.body)]
+		err := p.finish(f.dropped)
+		if p.last {
+			unix.Close(p.fd)
+		}
+		if p.body != nil {
+			f.free <- p.body[:cap(p.body)]
+		}
 		if err != nil {
 			f.mu.Lock()
 			if f.err == nil {
@@ -72,19 +90,55 @@ func (f *finisher) work() {
 	}
 }
 
-func (u *unfinished) finish(dropped *atomic.Int64) error {
-	if err := pwrite(u.fd, u.body, 0); err != nil {
-		return err
+func (p *piece) finish(dropped *atomic.Int64) error {
+	end := p.at + int64(len(p.body))
+	switch {
+	case len(p.body) == 0:
+	case p.at == 0 && p.last, !bytes.Equal(p.body, zeros[:len(p.body)]):
+		if err := pwrite(p.fd, p.body, p.at); err != nil {
+			return err
+		}
+	case p.last:
+		if err := unix.Ftruncate(p.fd, end); err != nil {
+			return err
+		}
 	}
-	return u.attributes.setFile(u.fd, dropped)
+	if from := end &^ (writebackSize - 1); from > p.at && from > 0 {
+		// Only asked for: the commit is what makes sure.
+		_ = unix.SyncFileRange(p.fd, from-writebackSize, writebackSize, unix.SYNC_FILE_RANGE_WRITE)
+	}
+	if p.attributes == nil {
+		return nil
+	}
+	return p.attributes.setFile(p.fd, dropped)
 }
 
-// buffer returns one that has room for a small file.
-func (f *finisher) buffer() []byte { return <-f.free }
+func pwrite(fd int, b []byte, at int64) error {
+	for len(b) > 0 {
+		n, err := unix.Pwrite(fd, b, at)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		b, at = b[n:], at+int64(n)
+	}
+	return nil
+}
 
-// add hands a file over, and returns the error of an earlier one.
-func (f *finisher) add(u unfinished) error {
-	f.jobs <- u
+// buffer returns one that has room for a piece.
+func (f *finisher) buffer() []byte {
+	b := <-f.free
+	if b == nil {
+		b = make([]byte, pieceSize)
+	}
+	return b
+}
+
+// add hands a piece over, and returns the error of an earlier one.
+func (f *finisher) add(p piece) error {
+	f.pieces <- p
 	return f.failed()
 }
 
@@ -97,14 +151,14 @@ func (f *finisher) failed() error {
 // wait returns when every file is finished.
 func (f *finisher) wait() error {
 	waiter := make(chan struct{})
-	f.jobs <- unfinished{waiter: waiter}
+	f.pieces <- piece{waiter: waiter}
 	<-waiter
 	return f.failed()
 }
 
 // stop ends the goroutine and waits for it; more than once is fine.
 func (f *finisher) stop() {
-	f.once.Do(func() { close(f.jobs) })
+	f.once.Do(func() { close(f.pieces) })
 	<-f.ended
 }
 
