@@ -98,7 +98,8 @@
 // later. An activation is held in the same way by whoever makes or undoes it.
 // Store.mu and its like in package mounter guard who holds what and are leaves. Leases are looked up
 // before anything is held. Order: held snapshot, a place among those who
-// extract, the database's turn.
+// extract, the turn to sync the file system, the database's turn. Commits that
+// come at the same time share one sync, see package driver.
 //
 // # Limits
 //

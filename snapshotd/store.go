@@ -82,7 +82,7 @@ var (
 // [errdefs.ErrFailedPrecondition]. A snapshotter whose kernel, file system or tool
 // is not there is no error: it is missing then, and Plugins say why.
 func Open(cfg Config, needs Needs) (*Store, error) {
-	return open(cfg, needs, driver.Files{}, kernel.New())
+	return open(cfg, needs, driver.TogetherOn(driver.Files{}), kernel.New())
 }
 
 func open(cfg Config, needs Needs, d driver.Disk, k kernel.Kernel) (*Store, error) {
