@@ -21,6 +21,25 @@
 // of at most 32 MiB, a few buffers, and lists of directories and whiteouts that
 // are worked off when they are long. Names are as long as the kernel takes
 // them, headers as long as archive/tar takes them (1 MiB).
+//
+// # Speed
+//
+// Three goroutines work on a layer: one reads, checks and decompresses; one
+// hashes what comes out and makes the files; one writes them and sets their
+// attributes. So Apply takes what the slowest takes, given three processors, and
+// on fewer the sum of all by their number. What each is alone
+//
+//	go test -run '^$' -bench Apply ./snapshotd/layer
+//
+// measures on 9,000 files of 300 MB in all, and on many small ones: gunzip, hash
+// (which is done to the compressed bytes too), and write, which makes the files
+// one after the other as simply as it is done. It prints time, and what it used
+// of processors, which depends less on what else the machine does. Of 2 cores of
+// a Xeon, gunzip does 500 to 600 MB a second (compress/gzip 230, klauspost's
+// 300) and the hash 1,300. For large layers those two and the copy into the page
+// cache are nearly all; for small files it is the kernel that makes them, nine
+// tenths in the one call that opens each. What sets owner, mode and times was
+// 2 % of it: it is not worth to find out when that can be left out.
 package layer
 
 import (
