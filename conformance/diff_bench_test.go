@@ -137,4 +137,3 @@ func forest(b *testing.B, root string, other int) {
 		b.Fatal(err)
 	}
 }
-

@@ -360,4 +360,3 @@ func layersOf(t *testing.T, layout, name string) []ocispec.Descriptor {
 	t.Fatalf("no image %q in %s", name, layout)
 	return nil
 }
-

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
@@ -82,5 +83,34 @@ func TestCompressedIsTheSameOnAnyMachine(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestCompressorsTakeLittleMemory compresses much more than they may keep.
+func TestCompressorsTakeLittleMemory(t *testing.T) {
+	const limit = 48 << 20
+	piece := text(1, 1<<20)
+	for how, c := range compressors {
+		runtime.GC()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		z, err := c.compress(io.Discard, workersMax)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 192 {
+			if _, err := z.Write(piece); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		z.stop()
+		// What the heap took from the system is what it had at its peak.
+		if runtime.ReadMemStats(&after); after.HeapSys > before.HeapSys+limit {
+			t.Errorf("%s: the heap grew by %d MiB", how, (after.HeapSys-before.HeapSys)>>20)
+		}
+		t.Logf("%s: the heap grew by %d MiB", how, (after.HeapSys-before.HeapSys)>>20)
 	}
 }
