@@ -219,7 +219,7 @@ func deep(root string, n int) error {
 		if err = unix.Mkdirat(fd, name, 0o755); err != nil {
 			break
 		}
-		next := -1
+		var next int
 		if next, err = unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
 			unix.Close(fd)
 			fd = next
