@@ -66,7 +66,7 @@ func compress(t testing.TB, how string, workers, piece int, data []byte) []byte 
 // in other pieces.
 func TestCompressedIsTheSameOnAnyMachine(t *testing.T) {
 	for how, c := range compressors {
-		for _, n := range []int{1024, blockSize - 1, blockSize, blockSize + 1, 3 * blockSize, 17<<20 + 4711} {
+		for _, n := range []int{1024, blockSize - 1, blockSize, blockSize + 1, 3 * blockSize, 5<<20 + 4711} {
 			data := text(uint64(n), n)
 			want := compress(t, how, 1, n, data)
 			r, err := c.read(bytes.NewReader(want))
@@ -76,7 +76,7 @@ func TestCompressedIsTheSameOnAnyMachine(t *testing.T) {
 			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, data) {
 				t.Errorf("%s of %d bytes: read back %d, %v", how, n, len(got), err)
 			}
-			for workers := 1; workers <= 8; workers++ {
+			for _, workers := range []int{1, 2, 3, 8} {
 				got := compress(t, how, workers, 512+workers*1000, data)
 				if !bytes.Equal(got, want) {
 					t.Errorf("%s of %d bytes with %d workers: %d bytes, %x, want %d, %x", how, n, workers, len(got), sha256.Sum256(got), len(want), sha256.Sum256(want))
@@ -88,7 +88,7 @@ func TestCompressedIsTheSameOnAnyMachine(t *testing.T) {
 
 // TestCompressorsTakeLittleMemory compresses much more than they may keep.
 func TestCompressorsTakeLittleMemory(t *testing.T) {
-	const limit = 48 << 20
+	const limit = 24 << 20
 	piece := text(1, 1<<20)
 	for how, c := range compressors {
 		runtime.GC()
@@ -98,7 +98,7 @@ func TestCompressorsTakeLittleMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range 192 {
+		for range 48 {
 			if _, err := z.Write(piece); err != nil {
 				t.Fatal(err)
 			}
@@ -111,6 +111,5 @@ func TestCompressorsTakeLittleMemory(t *testing.T) {
 		if runtime.ReadMemStats(&after); after.HeapSys > before.HeapSys+limit {
 			t.Errorf("%s: the heap grew by %d MiB", how, (after.HeapSys-before.HeapSys)>>20)
 		}
-		t.Logf("%s: the heap grew by %d MiB", how, (after.HeapSys-before.HeapSys)>>20)
 	}
 }
