@@ -13,15 +13,18 @@ import (
 	"github.com/gantryd/gantry/services/fsck"
 	"github.com/gantryd/gantry/services/fsck/fsckrpc"
 	"github.com/gantryd/gantry/services/rpc"
+	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/services/snapshot/snapshotrpc"
 	"github.com/gantryd/gantry/services/suite"
 )
 
 // An operator is what a daemon answers on its own socket, and not on the public
 // one, to operators.
 type operator struct {
-	meter   content.Meter
-	checker fsck.Checker
-	keeper  backup.Keeper
+	meter     content.Meter
+	snapshots snapshot.Meter
+	checker   fsck.Checker
+	keeper    backup.Keeper
 	io.Closer
 }
 
@@ -37,7 +40,10 @@ func dialOperator(ctx context.Context, socket string) (*operator, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &operator{meter: contentrpc.NewMeter(conn), checker: fsckrpc.NewClient(conn), keeper: backuprpc.NewClient(conn), Closer: conn}, nil
+	return &operator{
+		meter: contentrpc.NewMeter(conn), snapshots: snapshotrpc.NewMeter(conn),
+		checker: fsckrpc.NewClient(conn), keeper: backuprpc.NewClient(conn), Closer: conn,
+	}, nil
 }
 
 // withContentd is run of a command that needs what contentd answers to operators.
