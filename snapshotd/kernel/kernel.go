@@ -20,6 +20,10 @@ type Overlay struct {
 	Work    string   // beside Upper
 	Lower   []string // the topmost first
 	Options []string // such as "index=off"
+
+	// Images are files, each an EROFS image, that are below Lower. One of them
+	// alone is not stacked.
+	Images []string
 }
 
 // A Kernel makes mounts. What it returns is mounted nowhere: it is reached by
@@ -34,13 +38,17 @@ type Linux struct {
 	// old is set once the kernel did not know how to add one layer at a time
 	// (before 6.8).
 	old *atomic.Bool
+
+	// oldImages is set once the kernel did not stack images that are mounted
+	// nowhere (before 6.15).
+	oldImages *atomic.Bool
 }
 
 var _ Kernel = Linux{}
 
 // New returns the kernel that there is, which is asked in the newest way that it
 // knows.
-func New() Linux { return Linux{old: new(atomic.Bool)} }
+func New() Linux { return Linux{old: new(atomic.Bool), oldImages: new(atomic.Bool)} }
 
 // Old returns the kernel that there is, asked as one before 6.8 has to be.
 func Old() Linux {
@@ -51,6 +59,9 @@ func Old() Linux {
 
 // Overlay implements Kernel.
 func (k Linux) Overlay(o Overlay) (*os.File, error) {
+	if len(o.Images) > 0 {
+		return k.stackImages(o)
+	}
 	if !k.old.Load() {
 		f, err := o.detached()
 		if !errors.Is(err, errOldKernel) {
@@ -65,6 +76,11 @@ var errOldKernel = errors.New("the kernel does not know lowerdir+")
 
 // detached makes the mount with the new system calls, which attach it nowhere.
 func (o Overlay) detached() (*os.File, error) {
+	return o.stack(nil)
+}
+
+// stack is detached with the images that are open.
+func (o Overlay) stack(images []*os.File) (*os.File, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENOSYS) {
 		return nil, errOldKernel
@@ -73,8 +89,13 @@ func (o Overlay) detached() (*os.File, error) {
 		return nil, fmt.Errorf("overlay: %w", err)
 	}
 	defer unix.Close(fs)
-	for _, l := range o.Lower {
-		err := unix.FsconfigSetString(fs, "lowerdir+", filepath.Join(o.Dir, l))
+	for i := range len(o.Lower) + len(images) {
+		var err error
+		if i < len(o.Lower) {
+			err = unix.FsconfigSetString(fs, "lowerdir+", filepath.Join(o.Dir, o.Lower[i]))
+		} else {
+			err = addLayer(fs, int(images[i-len(o.Lower)].Fd()))
+		}
 		if errors.Is(err, unix.EINVAL) {
 			return nil, errOldKernel
 		}
@@ -123,9 +144,12 @@ func said(fs int) string {
 	return " (" + strings.TrimSpace(string(b[:n])) + ")"
 }
 
-// private makes the mount on a thread in a mount namespace of its own, and
-// keeps a descriptor of it. The namespace ends with the thread.
-func (o Overlay) private() (*os.File, error) {
+// private makes the mount on a thread in a mount namespace of its own.
+func (o Overlay) private() (*os.File, error) { return inPrivate(o.mountHere) }
+
+// inPrivate calls mount on a thread in a mount namespace of its own, from which
+// a descriptor is kept. The namespace ends with the thread.
+func inPrivate(mount func() (*os.File, error)) (*os.File, error) {
 	type result struct {
 		f   *os.File
 		err error
@@ -144,7 +168,7 @@ func (o Overlay) private() (*os.File, error) {
 			return
 		}
 		// The thread is not unlocked: it ends with the goroutine.
-		f, err := o.mountHere()
+		f, err := mount()
 		done <- result{f, err}
 	}
 	go run()
@@ -153,15 +177,29 @@ func (o Overlay) private() (*os.File, error) {
 }
 
 // mountHere mounts on the calling thread, which it takes out of the mount
-// namespace of the process. Unmounts outside are followed, so that the copies
-// of other mounts in the new namespace keep nothing busy.
+// namespace of the process.
 func (o Overlay) mountHere() (*os.File, error) {
+	if err := leave(); err != nil {
+		return nil, err
+	}
+	return o.mountIn()
+}
+
+// leave takes the calling thread out of the mount namespace of the process.
+// Unmounts outside are followed, so that the copies of other mounts in the new
+// namespace keep nothing busy.
+func leave() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return nil, fmt.Errorf("mount namespace: %w", err)
+		return fmt.Errorf("mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return nil, fmt.Errorf("mount namespace: %w", err)
+		return fmt.Errorf("mount namespace: %w", err)
 	}
+	return nil
+}
+
+// mountIn mounts in the namespace that the calling thread is alone in.
+func (o Overlay) mountIn() (*os.File, error) {
 	// Relative paths: all options together are a page at most.
 	if err := unix.Chdir(o.Dir); err != nil {
 		return nil, err
