@@ -29,6 +29,9 @@ import (
 // containerd's own client and a real socket.
 func TestOverlayfs(t *testing.T) { runSnapshotter(t, snapshotd.Overlayfs, nil) }
 
+// TestErofs is TestOverlayfs for layers that are images.
+func TestErofs(t *testing.T) { runSnapshotter(t, "erofs", nil) }
+
 // TestNative is TestOverlayfs for copies.
 func TestNative(t *testing.T) { runSnapshotter(t, "native", nil) }
 

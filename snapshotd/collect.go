@@ -64,14 +64,14 @@ func (s *Store) Collect(ctx context.Context) error {
 	}
 }
 
-// empty removes the trees in the trash. It returns what went wrong with
+// empty removes the trees in the trash, and what is left of committed ones. It returns what went wrong with
 // those that stay.
 func (s *Store) empty(ctx context.Context) error {
 	all, err := s.trashed()
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{s.finish(ctx)}
 	for part := range slices.Chunk(all, collectMax) {
 		var gone []uint64
 		for _, t := range part {

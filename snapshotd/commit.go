@@ -47,6 +47,9 @@ func (n snapshots) Commit(ctx context.Context, name, key string, o snapshot.Opti
 	if c.taken {
 		return fmt.Errorf("snapshot %s: %w", name, errdefs.ErrAlreadyExists)
 	}
+	if n.s.spent.note(n.d, driver.Ref{ID: c.active.ID}) {
+		n.s.ring()
+	}
 	return nil
 }
 

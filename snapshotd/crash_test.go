@@ -39,10 +39,11 @@ type powerDisk struct {
 	changes int
 	undo    []func() error  // of what was made since the last sync
 	durable map[string]bool // files that were there at a sync
+	kept    map[string]bool // directories in which something was published
 }
 
 func newPowerDisk(cutAt int) *powerDisk {
-	return &powerDisk{Disk: driver.Files{}, cutAt: cutAt, durable: map[string]bool{}}
+	return &powerDisk{Disk: driver.Files{}, cutAt: cutAt, durable: map[string]bool{}, kept: map[string]bool{}}
 }
 
 var errPower = errors.New("power failure")
@@ -63,7 +64,12 @@ func (d *powerDisk) Mkdir(path string, mode fs.FileMode) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, err := os.Lstat(path); err != nil {
-		d.undo = append(d.undo, func() error { return os.RemoveAll(path) })
+		d.undo = append(d.undo, func() error {
+			if d.kept[path] {
+				return nil
+			}
+			return os.RemoveAll(path)
+		})
 	}
 	return d.Disk.Mkdir(path, mode)
 }
@@ -150,6 +156,19 @@ func (d *powerDisk) SyncFS(path string) error {
 		return err
 	})
 	return d.Disk.SyncFS(path)
+}
+
+func (d *powerDisk) Publish(path string, write func(f *os.File) error) error {
+	if err := d.change(); err != nil {
+		return err
+	}
+	if err := d.change(); err != nil {
+		return errors.Join(err, os.WriteFile(path+driver.Unpublished, []byte("half of it"), 0o600))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.kept[filepath.Dir(path)] = true
+	return d.Disk.Publish(path, write)
 }
 
 func (d *powerDisk) RemoveTree(ctx context.Context, path string) error {
@@ -331,8 +350,9 @@ func scenario(t *testing.T, cfg Config, snapshotter string, d driver.Disk) (a ac
 // write is what a container does in a snapshot.
 func write(t *testing.T, m []mount.Mount, text string) {
 	t.Helper()
-	dir := m[0].Source
-	for _, o := range m[0].Options {
+	last := m[len(m)-1]
+	dir := last.Source
+	for _, o := range last.Options {
 		if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
 			dir = upper
 		}

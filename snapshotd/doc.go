@@ -37,6 +37,10 @@
 // between the two, is trash too. A committed snapshot without its directory is
 // reported and left alone.
 //
+// What a committed snapshot was made from, where that is not what it is, goes after
+// its record is written; which ones may have some left is in memory, and Open looks
+// at all of them.
+//
 // Layers are extracted through an overlay that is attached nowhere and ends with
 // its descriptor. Nothing is removed or unmounted when the daemon ends, and it
 // starts without any other. The only mounts that anybody else can see are those of
@@ -125,7 +129,9 @@
 // before that, a thread with a mount namespace of its own makes them). A file
 // system for overlayfs' upper directories: ext4, XFS with ftype=1, btrfs; on
 // another the daemon runs, and reports the snapshotter as missing. For btrfs, one at
-// <root>/btrfs; else that snapshotter is missing, and says why. Activations
+// <root>/btrfs; else that snapshotter is missing, and says why. For erofs, EROFS in
+// the kernel, better 6.12 (images mounted by their files; loop devices before that)
+// and 6.15 (stacked without being mounted anywhere). Activations
 // want the mount namespace of the host, so that containers see them; loop devices
 // for images of ext4 and, before 6.12, of EROFS; mkfs.ext4 or mkfs.xfs for a
 // snapshotter that asks for empty images; 5.12 for bind mounts that are read-only.

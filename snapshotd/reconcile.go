@@ -137,6 +137,9 @@ func (s *Store) mend(ctx context.Context, k kept) error {
 	}); err != nil {
 		return err
 	}
+	if own.Kind == snapshot.Committed {
+		s.spent.note(d, own.Ref)
+	}
 	if d.Has(ctx, own) {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/gantryd/gantry/services/suite"
 	"github.com/gantryd/gantry/snapshotd/btrfs"
 	"github.com/gantryd/gantry/snapshotd/driver"
+	"github.com/gantryd/gantry/snapshotd/erofs"
 	"github.com/gantryd/gantry/snapshotd/native"
 	"github.com/gantryd/gantry/snapshotd/overlayfs"
 )
@@ -25,6 +26,7 @@ var openers = map[string]func(root string, env driver.Env) (driver.Driver, error
 	Overlayfs: func(root string, env driver.Env) (driver.Driver, error) { return overlayfs.Open(root, env) },
 	"native":  func(root string, env driver.Env) (driver.Driver, error) { return native.Open(root, env) },
 	"btrfs":   func(root string, env driver.Env) (driver.Driver, error) { return btrfs.Open(root, env) },
+	"erofs":   func(root string, env driver.Env) (driver.Driver, error) { return erofs.Open(root, env) },
 }
 
 // load opens the drivers. One that cannot be keeps nobody from the others.

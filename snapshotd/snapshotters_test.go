@@ -23,6 +23,7 @@ var tried = []struct {
 	{name: Overlayfs},
 	{name: "native"},
 	{name: "btrfs", place: onBtrfs},
+	{name: "erofs"},
 }
 
 // onBtrfs mounts an empty btrfs at a directory.

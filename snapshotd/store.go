@@ -61,6 +61,7 @@ type Store struct {
 	externals map[string]*external     // those that are other processes
 	skipped   map[string]error         // why there is none
 
+	spent   spent
 	last    atomic.Uint64 // id handed out
 	wake    chan struct{} // has an item when there is something to collect
 	applies chan struct{} // has an item for each layer being extracted

@@ -29,11 +29,19 @@ type Disk interface {
 	// that path is on.
 	SyncFS(path string) error
 
+	// Publish makes a file of what write writes, durably, and with it the
+	// directory that it is in: after a crash it is whole, or as it was before.
+	// What is left of one that failed is called path and [Unpublished].
+	Publish(path string, write func(f *os.File) error) error
+
 	// RemoveTree removes a directory and what is in it; a missing one is fine.
 	RemoveTree(ctx context.Context, path string) error
 
 	Volumes
 }
+
+// Unpublished is what the name of a file ends with that is being written.
+const Unpublished = ".new"
 
 // Files is the real disk.
 type Files struct{}
@@ -66,6 +74,45 @@ func (Files) SyncFS(path string) error {
 	}
 	defer f.Close()
 	return unix.Syncfs(int(f.Fd()))
+}
+
+// Publish implements Disk.
+func (Files) Publish(path string, write func(f *os.File) error) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	fd, err := unix.Openat(int(dir.Fd()), filepath.Base(path)+Unpublished,
+		unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path + Unpublished, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path+Unpublished)
+	defer f.Close()
+	if err = write(f); err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if err := dir.Sync(); err != nil {
+		return err
+	}
+	// The directory may be as new as the file.
+	return syncDir(filepath.Dir(dir.Name()))
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
 // RemoveTree implements Disk.

@@ -120,6 +120,14 @@ type Layered interface {
 	Upper(s Snapshot) (*os.File, error)
 }
 
+// A Finisher keeps what a snapshot was committed from until the record of the
+// commit is written: before, it may still be an active one that goes on.
+type Finisher interface {
+	// Finish removes what is left of the active snapshot from the tree of the
+	// committed one that it became. With nothing left, it is quick.
+	Finish(ctx context.Context, r Ref) error
+}
+
 // An Env is what drivers stand on.
 type Env struct {
 	Disk   Disk
