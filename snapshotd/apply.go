@@ -141,6 +141,7 @@ func (a applier) extract(ctx context.Context, desc ocispec.Descriptor, t target,
 	if err == nil && o.SyncFS {
 		err = a.s.disk.SyncFS(into.Own.Name())
 	}
+	a.s.noteLayer(t.ID, desc, res.DiffID) // also if half of it is there
 	return res, errors.Join(err, done())
 }
 

@@ -159,5 +159,10 @@ func (s *Store) discard(ctx context.Context, t trashed) error {
 	defer release()
 	slow, cancel := context.WithTimeout(ctx, removeTime)
 	defer cancel()
+	// Whoever looks for records that are lost must not find this one.
+	s.forgetLayers(t.id)
+	if err := s.untell(t.Snapshotter, t.id); err != nil {
+		return err
+	}
 	return d.Remove(slow, driver.Ref{ID: t.id, Key: t.Key})
 }

@@ -38,15 +38,19 @@ func (n snapshots) Commit(ctx context.Context, name, key string, o snapshot.Opti
 		}
 		defer release()
 		if err := c.finish(ctx); err != nil {
+			c.undo()
 			return fmt.Errorf("snapshot %s: %w", key, err)
 		}
 	}
-	if err := n.s.db.Update(ctx, func(tx *kv.Tx) error { return c.write(ctx, tx) }); err != nil {
+	err = n.s.db.Update(ctx, func(tx *kv.Tx) error { return c.write(ctx, tx) })
+	if err == nil && c.taken {
+		err = fmt.Errorf("snapshot %s: %w", name, errdefs.ErrAlreadyExists)
+	}
+	if err != nil {
+		c.undo()
 		return err
 	}
-	if c.taken {
-		return fmt.Errorf("snapshot %s: %w", name, errdefs.ErrAlreadyExists)
-	}
+	n.s.forgetLayers(c.active.ID)
 	if n.s.spent.note(n.d, driver.Ref{ID: c.active.ID}) {
 		n.s.ring()
 	}
@@ -65,7 +69,8 @@ type commit struct {
 	parent string       // that the committed one has
 	lower  []driver.Ref // trees below it
 	chain  []driver.Ref // trees below the active one
-	usage  snapshot.Usage
+	made   record       // of name
+	origin origin       // of its tree
 }
 
 // check finds out whether the commit is possible.
@@ -93,11 +98,42 @@ func (c *commit) check(tx *kv.Tx) (err error) {
 }
 
 // finish makes the files what they are to be for good, and durable: only then
-// may the record say that they are.
+// may the record say that they are. The note is written before, so that it is
+// durable with them; what it says is only true with what is appended after.
 func (c *commit) finish(ctx context.Context) (err error) {
-	as := record{ID: c.active.ID, Kind: snapshot.Committed, Labels: label.Clean(c.options.Labels)}
-	c.usage, err = c.d.Commit(ctx, c.known(c.key, c.active, c.chain), c.known(c.name, as, c.lower))
-	return err
+	c.become()
+	c.origin.Layers = c.s.layersOf(c.active.ID)
+	if err := c.s.tell(note{c.owner(c.name), c.made, c.origin, false}); err != nil {
+		return err
+	}
+	as := c.known(c.name, c.made, c.lower)
+	usage, err := c.d.Commit(ctx, c.known(c.key, c.active, c.chain), as)
+	if err != nil {
+		return err
+	}
+	c.made.Inodes, c.made.Size = usage.Inodes, usage.Size
+	if hasNotes(c.snapshotter) {
+		if c.origin.Sum, err = sumOf(ctx, c.d, as); err != nil {
+			return err
+		}
+	}
+	return c.s.tell(note{c.owner(c.name), c.made, c.origin, true})
+}
+
+// become makes up the record of the name.
+func (c *commit) become() {
+	now := time.Now().UTC()
+	c.made = record{
+		ID: c.active.ID, Kind: snapshot.Committed, Parent: c.parent, Labels: label.Clean(c.options.Labels),
+		Created: now, Updated: now,
+	}
+}
+
+// undo has the note say what the record says.
+func (c *commit) undo() {
+	if c.made.ID != 0 {
+		c.s.tellLater(note{owner: c.owner(c.key), record: c.active})
+	}
 }
 
 // write replaces the record of the key by one of the name.
@@ -115,16 +151,12 @@ func (c *commit) write(ctx context.Context, tx *kv.Tx) error {
 		// The key or the parent was removed and made again meanwhile.
 		return fmt.Errorf("snapshot %s: %w", c.key, errdefs.ErrNotFound)
 	}
-	now := time.Now().UTC()
-	r := record{
-		ID: c.active.ID, Kind: snapshot.Committed, Parent: c.parent, Labels: label.Clean(c.options.Labels),
-		Created: now, Updated: now, Inodes: c.usage.Inodes, Size: c.usage.Size,
-	}
 	return errors.Join(
 		c.drop(tx, c.key, c.active),
-		c.put(tx, c.name, r, c.d.Traits()),
+		c.put(tx, c.name, c.made, c.d.Traits()),
+		tx.PutJSON(originKey(c.made.ID), c.origin),
 		c.leave(tx, c.lease.ID, c.key),
 		c.join(tx, c.lease, c.name),
-		c.s.box.Add(ctx, tx, event.New(c.namespace, now, event.SnapshotCommit{Key: c.key, Name: c.name, Snapshotter: c.snapshotter})),
+		c.s.box.Add(ctx, tx, event.New(c.namespace, c.made.Created, event.SnapshotCommit{Key: c.key, Name: c.name, Snapshotter: c.snapshotter})),
 	)
 }

@@ -16,12 +16,14 @@ type Config struct {
 	Applies    int    `toml:"applies"`      // layers that are extracted at once
 	FreeMinMiB int64  `toml:"free_min_mib"` // free disk that layers leave alone
 
+	BackupMinutes int `toml:"backup_minutes"` // how often the records are backed up, if they have changed
+
 	Proxies map[string]Proxy `toml:"proxy"` // external snapshotters, by name
 }
 
 // Default is the config of a node.
 func Default() Config {
-	return Config{Root: "/var/lib/gantry/snapshotd", State: "/run/gantry/snapshotd", Applies: 4, FreeMinMiB: 256}
+	return Config{Root: "/var/lib/gantry/snapshotd", State: "/run/gantry/snapshotd", Applies: 4, FreeMinMiB: 256, BackupMinutes: 60}
 }
 
 // rootMax is how long those paths are at most, in bytes: the kernel takes
@@ -50,6 +52,9 @@ func (c Config) Check() error {
 	}
 	if c.FreeMinMiB < freeMinLeast || c.FreeMinMiB > 1<<30 {
 		errs = append(errs, fmt.Errorf("free_min_mib: %d is not from %d to %d", c.FreeMinMiB, freeMinLeast, 1<<30))
+	}
+	if c.BackupMinutes < 1 || c.BackupMinutes > 60*24*365 {
+		errs = append(errs, fmt.Errorf("backup_minutes: %d is not from 1 to a year's", c.BackupMinutes))
 	}
 	return errors.Join(append(errs, c.checkProxies())...)
 }

@@ -4,8 +4,10 @@
 //
 // # On disk
 //
-//	<root>/<snapshotter>/   trees of snapshots, see the snapshotter's package
-//	<root>/db/              records, see package kv
+//	<root>/<snapshotter>/         trees of snapshots, see the snapshotter's package
+//	<root>/<snapshotter>/notes/   a file for each tree: what it says of itself
+//	<root>/db/                    records, see package kv
+//	<root>/backup/, <root>/rebuild, <root>/db.damaged-*   see package keep
 //	<state>/mounts/         what is mounted for callers, see package mounter; ends with the boot
 //
 // What has the trees is a [driver.Driver] for each snapshotter, which has no
@@ -15,7 +17,9 @@
 //	snapshot <snapshotter> <namespace> <name>          id, kind, parent, labels, times, usage
 //	child <snapshotter> <namespace> <parent> <child>   the same, the other way round
 //	dir <id>                                           whose tree it is
+//	origin <id>                                        of a committed tree: its sum, the layers it was filled with
 //	trash <id>                                         a tree whose snapshot is gone
+//	unclaimed <id>                                     a tree of which nobody knows whose it is, since records were lost
 //	member <namespace> <lease> <generation> <type> <id>   members of a lease
 //	leased <namespace> <type> <id> <lease> <generation>   the same, the other way round
 //	activation, activation.ending, activation.last, unmount   see package mounter
@@ -46,6 +50,21 @@
 // starts without any other. The only mounts that anybody else can see are those of
 // activations: a record says so before they are made, a start knows them again,
 // and undoes what a crash left of those that were never acknowledged.
+//
+// # When records are lost
+//
+// A note has a line for each state of a snapshot's record; the last that can be
+// read counts. It is written before the tree, and before the commit syncs the
+// file system, so that it is durable with the tree and costs no sync. That a
+// tree is committed is only believed with the line that is written after the
+// sync. When the database was damaged or is missing, or an older backup has
+// taken its place, the records are completed from the notes, parents first; what
+// was made again has the label gc.root until somebody has looked. A tree that
+// nobody can tell anything of is not trash then: a container may run on it.
+//
+// A commit keeps the sum of what the tree looks like (package tree), and which
+// layer was extracted into it. What was written past this daemon shows in the
+// sum.
 //
 // # Layers
 //

@@ -61,8 +61,9 @@ func (n outside) commitThere(ctx context.Context, c *commit) error {
 	if err := n.s.begin(ctx, begun{Snapshotter: n.snapshotter, Ref: as.Ref, Name: c.name}); err != nil {
 		return err
 	}
-	var err error
-	c.usage, err = n.e.Commit(ctx, s, as)
+	c.become()
+	usage, err := n.e.Commit(ctx, s, as)
+	c.made.Inodes, c.made.Size = usage.Inodes, usage.Size
 	return err
 }
 

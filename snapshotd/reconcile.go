@@ -35,13 +35,15 @@ func (s *Store) reconcile() error {
 		if all, err = keptTrees(tx); err != nil {
 			return err
 		}
-		for key := range tx.Scan(kv.Key("trash", ""), nil) {
-			id, err := idOf(key)
-			if err != nil {
-				return err
+		for _, family := range []string{"trash", "unclaimed", "quarantine"} {
+			for key := range tx.Scan(kv.Key(family, ""), nil) {
+				id, err := idOf(key)
+				if err != nil {
+					return err
+				}
+				delete(found, id)
+				last = max(last, id)
 			}
-			delete(found, id)
-			last = max(last, id)
 		}
 		return nil
 	}); err != nil {
@@ -54,8 +56,11 @@ func (s *Store) reconcile() error {
 		delete(found, k.record.ID)
 		last = max(last, k.record.ID)
 	}
-	s.last.Store(last)
+	s.raise(last)
 	if err := s.trash(ctx, found); err != nil {
+		return fmt.Errorf("reconcile: %w", err)
+	}
+	if err := s.mendNotes(all); err != nil {
 		return fmt.Errorf("reconcile: %w", err)
 	}
 	for _, k := range all {
@@ -70,6 +75,7 @@ func (s *Store) reconcile() error {
 type kept struct {
 	owner  owner
 	record record
+	origin origin
 }
 
 func keptTrees(tx *kv.Tx) (all []kept, err error) {
@@ -79,6 +85,9 @@ func keptTrees(tx *kv.Tx) (all []kept, err error) {
 			return nil, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
 		}
 		if k.record, err = k.owner.shelf().get(tx, k.owner.Name); err != nil {
+			return nil, err
+		}
+		if k.origin, err = originOf(tx, k.record.ID); err != nil {
 			return nil, err
 		}
 		all = append(all, k)
@@ -134,7 +143,10 @@ func (s *Store) mend(ctx context.Context, k kept) error {
 		parents, err := h.chain(tx, k.record.Parent)
 		own = h.known(k.owner.Name, k.record, parents)
 		return err
-	}); err != nil {
+	}); errdefs.IsDataLoss(err) {
+		s.log.Error("a snapshot has lost its parent", "snapshotter", k.owner.Snapshotter, "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "err", err)
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if own.Kind == snapshot.Committed {

@@ -121,7 +121,7 @@ func (h shelf) put(tx *kv.Tx, name string, r record, t driver.Traits) error {
 
 // drop deletes a record and the rows that go with it.
 func (h shelf) drop(tx *kv.Tx, name string, r record) error {
-	errs := []error{tx.Delete(h.recordKey(name)), tx.Delete(dirKey(r.ID))}
+	errs := []error{tx.Delete(h.recordKey(name)), tx.Delete(dirKey(r.ID)), tx.Delete(originKey(r.ID))}
 	if r.Parent != "" {
 		errs = append(errs, tx.Delete(h.childKey(r.Parent, name)))
 	}

@@ -53,6 +53,7 @@ func (n snapshots) read(key string) (r record, chain []driver.Ref, err error) {
 // Update implements snapshot.Store.
 func (n snapshots) Update(ctx context.Context, info snapshot.Info, fields ...string) (snapshot.Info, error) {
 	var updated snapshot.Info
+	now := note{owner: n.owner(info.Name), Whole: true}
 	err := n.s.db.Update(ctx, func(tx *kv.Tx) error {
 		r, err := n.get(tx, info.Name)
 		if err != nil {
@@ -62,11 +63,18 @@ func (n snapshots) Update(ctx context.Context, info snapshot.Info, fields ...str
 			return err
 		}
 		r.Updated = time.Now().UTC()
-		updated = r.info(info.Name)
+		if updated, now.record = r.info(info.Name), r; r.Kind == snapshot.Committed {
+			if now.Origin, err = originOf(tx, r.ID); err != nil {
+				return err
+			}
+		}
 		return tx.PutJSON(n.recordKey(info.Name), r)
 	})
 	if err != nil {
 		return snapshot.Info{}, err
+	}
+	if now.Kind == snapshot.Committed {
+		n.s.tellLater(now)
 	}
 	return updated, nil
 }
@@ -122,12 +130,14 @@ func (n snapshots) create(ctx context.Context, kind snapshot.Kind, key, parent s
 	if err != nil {
 		return nil, err
 	}
-	r := record{ID: n.s.last.Add(1), Kind: kind, Parent: parent, Labels: label.Clean(o.Labels)}
+	r := record{ID: n.s.last.Add(1), Kind: kind, Parent: parent, Labels: label.Clean(o.Labels), Created: time.Now().UTC()}
 	// The tree before the record: a record has a tree at any moment. It is not
 	// synced: before its commit nothing in it is durable, and if it is lost,
 	// Open makes it anew.
 	own := n.known(key, r, chain)
+	defer n.s.make(r.ID)()
 	if r.hasTree(n.d.Traits()) {
+		n.s.tellLater(note{owner: n.owner(key), record: r})
 		if err := n.d.Create(ctx, own); err != nil {
 			return nil, errors.Join(fmt.Errorf("snapshot %s: %w", key, err), n.abandon(own.Ref))
 		}
@@ -242,7 +252,7 @@ const abandonTime = 30 * time.Second
 func (n snapshots) abandon(r driver.Ref) error {
 	ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
 	defer cancel()
-	return n.d.Remove(ctx, r)
+	return errors.Join(n.s.untell(n.snapshotter, r.ID), n.d.Remove(ctx, r))
 }
 
 // Remove implements snapshot.Store.

@@ -33,6 +33,9 @@ var openers = map[string]func(root string, env driver.Env) (driver.Driver, error
 func (s *Store) load(env driver.Env) {
 	for _, name := range slices.Sorted(maps.Keys(openers)) {
 		d, err := openers[name](s.rootOf(name), env)
+		if err == nil {
+			err = s.disk.Mkdir(filepath.Join(s.rootOf(name), notesDir), 0o700)
+		}
 		if err != nil {
 			s.log.Warn("a snapshotter is missing here", "snapshotter", name, "err", err)
 			s.skipped[name] = err

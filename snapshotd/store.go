@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/gated"
 	"github.com/gantryd/gantry/services/gc"
+	"github.com/gantryd/gantry/services/keep"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/namespace"
@@ -47,14 +47,15 @@ type Needs struct {
 
 // A Store keeps snapshots and extracts layers into them.
 type Store struct {
-	cfg   Config
-	needs Needs
-	log   *slog.Logger
-	disk  driver.Disk
-	kv    *kv.DB
-	db    gated.DB // kv, behind the gate
-	gate  *gc.Gate
-	box   *outbox.Box
+	cfg    Config
+	needs  Needs
+	log    *slog.Logger
+	disk   driver.Disk
+	kv     *kv.DB
+	keeper *keep.Keeper // of kv
+	db     gated.DB     // kv, behind the gate
+	gate   *gc.Gate
+	box    *outbox.Box
 
 	mounter   *mounter.Store
 	drivers   map[string]driver.Driver // by snapshotter
@@ -66,10 +67,12 @@ type Store struct {
 	wake    chan struct{} // has an item when there is something to collect
 	applies chan struct{} // has an item for each layer being extracted
 
-	// mu guards held, the snapshots whose files are being changed or removed.
-	// The channel is closed when the holder lets go.
-	mu   sync.Mutex
-	held map[uint64]chan struct{}
+	// mu guards the fields below it. held are the snapshots whose files are
+	// being changed or removed; the channel is closed when the holder lets go.
+	mu     sync.Mutex
+	held   map[uint64]chan struct{}
+	layers map[uint64][]extracted // of active snapshots
+	making map[uint64]bool        // have a tree and no record yet
 }
 
 var (
@@ -91,19 +94,22 @@ func open(cfg Config, needs Needs, d driver.Disk, k kernel.Kernel) (*Store, erro
 		return nil, fmt.Errorf("config: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	// The database is first: it refuses a directory that is not ours.
-	db, err := kv.Open(kv.Options{Dir: filepath.Join(cfg.Root, "db"), Owner: suite.Snapshotd, Schema: schema, Log: needs.Log})
+	keeper, err := keep.Open(keeping(cfg, d, needs.Log))
 	if err != nil {
 		return nil, err
 	}
+	db := keeper.DB()
 	gate := gc.NewGate(gc.Now)
 	s := &Store{
-		cfg: cfg, needs: needs, log: needs.Log, disk: d, kv: db, gate: gate, db: behind(db, gate),
+		cfg: cfg, needs: needs, log: needs.Log, disk: d, kv: db, keeper: keeper, gate: gate, db: behind(db, gate),
 		drivers:   make(map[string]driver.Driver),
 		externals: make(map[string]*external),
 		skipped:   make(map[string]error),
 		wake:      make(chan struct{}, 1),
 		applies:   make(chan struct{}, cfg.Applies),
 		held:      make(map[uint64]chan struct{}),
+		layers:    make(map[uint64][]extracted),
+		making:    make(map[uint64]bool),
 	}
 	if err := s.prepare(driver.Env{Disk: d, Kernel: k, Log: needs.Log, FreeMin: cfg.freeMin()}); err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -125,6 +131,11 @@ func (s *Store) prepare(env driver.Env) error {
 	}
 	if err := s.db.Resume(); err != nil {
 		return err
+	}
+	if s.keeper.Incomplete() {
+		if _, err := s.rebuild(context.Background()); err != nil {
+			return err
+		}
 	}
 	if err := errors.Join(s.completeMembers(context.Background()), s.reconcile(), s.recoverBegun(context.Background())); err != nil {
 		return err

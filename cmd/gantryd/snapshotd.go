@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/gantryd/gantry/services/activation/activationrpc"
+	"github.com/gantryd/gantry/services/backup/backuprpc"
 	"github.com/gantryd/gantry/services/content/contentrpc"
 	"github.com/gantryd/gantry/services/daemon"
 	"github.com/gantryd/gantry/services/diff/diffrpc"
@@ -83,6 +84,7 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	activationrpc.Register(srv, store.Activations())
 	leaserpc.RegisterMembers(srv, store)
 	gcrpc.Register(srv, store)
+	backuprpc.Register(srv, store)
 	namespacerpc.RegisterHolder(srv, store)
 	return daemon.Serve(ctx, daemon.Serving{
 		Name:      suite.Snapshotd,
@@ -91,7 +93,7 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Listeners: []net.Listener{lis},
 		Plugins:   store.Plugins(),
 		Log:       log,
-	}, store.Publish, store.Collect, store.CollectExternal, store.Unmount)
+	}, store.Publish, store.KeepBackups, store.Collect, store.CollectExternal, store.Unmount)
 }
 
 // dialProxies returns the snapshotters that are other processes, which need not

@@ -113,7 +113,8 @@ var Daemons = []Daemon{
 			"containerd.services.mounts.v1.Mounts",
 		},
 		Private: []string{
-			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner", "gantry.snapshot.v1.Usage",
+			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner",
+			"gantry.backup.v1.Keeper", "gantry.snapshot.v1.Usage",
 		},
 	},
 	{

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/services/keep"
 	"github.com/gantryd/gantry/snapshotd/tree"
 )
 
@@ -38,6 +39,14 @@ type Disk interface {
 	RemoveTree(ctx context.Context, path string) error
 
 	Volumes
+
+	// Append writes at the end of a file, which it makes if it is missing, and
+	// RemoveFile removes one; a missing one is fine. Neither is durable before
+	// the next SyncFS.
+	Append(path string, b []byte) error
+	RemoveFile(path string) error
+
+	keep.Disk
 }
 
 // Unpublished is what the name of a file ends with that is being written.
@@ -153,4 +162,43 @@ func spread(path string) {
 	}
 	// A file system that cannot is as good as before.
 	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|flagTopDir))
+}
+
+// Append implements Disk.
+func (Files) Append(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
+}
+
+// RemoveFile implements Disk.
+func (Files) RemoveFile(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Touch implements Disk.
+func (Files) Touch(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// Remove implements Disk.
+func (Files) Remove(path string) error { return os.Remove(path) }
+
+// SyncDir implements Disk.
+func (Files) SyncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }

@@ -128,6 +128,13 @@ type Finisher interface {
 	Finish(ctx context.Context, r Ref) error
 }
 
+// A Summer has a sum of its own for a committed tree, because there is no
+// directory whose looks could be summed up.
+type Summer interface {
+	// Sum is the same as long as the tree is whole. An empty one says nothing.
+	Sum(ctx context.Context, s Snapshot) (string, error)
+}
+
 // An Env is what drivers stand on.
 type Env struct {
 	Disk   Disk
