@@ -118,7 +118,7 @@ func TestHelpIsTheGoldenOne(t *testing.T) {
 	d := newDesk(t)
 	for _, args := range []string{
 		"", "run", "exec", "ps", "stop", "rm", "image", "image import", "image ls", "image rm",
-		"fsck", "fsck content", "backup", "backup content", "restore", "restore content",
+		"fsck", "fsck content", "fsck snapshots", "backup", "backup content", "backup snapshots", "restore", "restore content", "restore snapshots",
 		"events", "up", "demo", "status", "peers", "version",
 	} {
 		name := "help-" + strings.ReplaceAll(args, " ", "-") + ".txt"

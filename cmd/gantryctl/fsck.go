@@ -41,7 +41,7 @@ func fsckCommand(n *node) *cobra.Command {
 		Use: "fsck", Short: "Check what a daemon keeps", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(fsckContent(n))
+	c.AddCommand(fsckContent(n), fsckSnapshots(n))
 	return c
 }
 
@@ -134,13 +134,13 @@ func (n *node) fsck(c *cobra.Command, checker fsck.Checker, o fsck.Options, p *p
 	p.end()
 	switch {
 	case err != nil:
-		return fmt.Errorf("fsck, after %d records and %d blobs: %w", last.Records, last.Objects, err)
+		return fmt.Errorf("fsck, after %d records and %d objects: %w", last.Records, last.Objects, err)
 	case wrong > 0 && o.Repair:
-		return fmt.Errorf("things that were wrong: %d; what is absent now has to be pulled or put again: %w", wrong, errdefs.ErrDataLoss)
+		return fmt.Errorf("things that were wrong: %d; what is absent or wrong now has to be pulled or put again: %w", wrong, errdefs.ErrDataLoss)
 	case wrong > 0:
 		return fmt.Errorf("things that are wrong: %d; --repair puts right what can be: %w", wrong, errdefs.ErrDataLoss)
 	case n.output != "json":
-		fmt.Fprintf(out, "ok: records: %d, blobs read: %d, bytes: %s\n", last.Records, last.Objects, bytesize(last.Bytes))
+		fmt.Fprintf(out, "ok: records: %d, objects read: %d, bytes: %s\n", last.Records, last.Objects, bytesize(last.Bytes))
 	}
 	return nil
 }

@@ -48,8 +48,13 @@ func dialOperator(ctx context.Context, socket string) (*operator, error) {
 
 // withContentd is run of a command that needs what contentd answers to operators.
 func (n *node) withContentd(run func(c *cobra.Command, o *operator) error) func(*cobra.Command, []string) error {
+	return n.withDaemon(suite.Contentd, run)
+}
+
+// withDaemon is run of a command that needs what a daemon answers to operators.
+func (n *node) withDaemon(daemon string, run func(c *cobra.Command, o *operator) error) func(*cobra.Command, []string) error {
 	return func(c *cobra.Command, _ []string) error {
-		o, err := n.operate(c.Context(), suite.Socket(n.sockets, suite.Contentd))
+		o, err := n.operate(c.Context(), suite.Socket(n.sockets, daemon))
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/gantryd/gantry/services/daemon"
 	"github.com/gantryd/gantry/services/diff/diffrpc"
 	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/fsck/fsckrpc"
 	"github.com/gantryd/gantry/services/gc/gcrpc"
 	"github.com/gantryd/gantry/services/lease/leaserpc"
 	"github.com/gantryd/gantry/services/namespace/namespacerpc"
@@ -85,6 +86,7 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	leaserpc.RegisterMembers(srv, store)
 	gcrpc.Register(srv, store)
 	backuprpc.Register(srv, store)
+	fsckrpc.Register(srv, store)
 	namespacerpc.RegisterHolder(srv, store)
 	return daemon.Serve(ctx, daemon.Serving{
 		Name:      suite.Snapshotd,

@@ -114,7 +114,7 @@ var Daemons = []Daemon{
 		},
 		Private: []string{
 			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner",
-			"gantry.backup.v1.Keeper", "gantry.snapshot.v1.Usage",
+			"gantry.fsck.v1.Checker", "gantry.backup.v1.Keeper", "gantry.snapshot.v1.Usage",
 		},
 	},
 	{
