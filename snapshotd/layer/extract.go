@@ -72,11 +72,14 @@ func newExtractor(ctx context.Context, s *stream, t Target) (*extractor, error) 
 			return nil, err
 		}
 	}
+	if err := x.space(); err != nil {
+		return nil, err
+	}
 	if err := x.open(); err != nil {
 		return nil, err
 	}
 	x.finisher = startFinisher(x)
-	return x, x.space()
+	return x, nil
 }
 
 func reopen(dir *os.File) (*os.File, error) {

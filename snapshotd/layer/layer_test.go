@@ -500,11 +500,20 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
-// TestReserve leaves the disk that is reserved alone.
+// TestReserve leaves the disk that is reserved alone, and nothing open: a tree
+// that stays mounted is one that nobody else can use.
 func TestReserve(t *testing.T) {
 	needRoot(t)
 	to := plainTree(t, t.TempDir())
 	to.FreeMin = 1 << 60
+	to.Root = func() (*os.File, error) { return reopen(to.Own) }
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	before := openFiles(t)
+	defer func() {
+		if after := openFiles(t); after != before {
+			t.Errorf("%d files are open, want %d as before", after, before)
+		}
+	}()
 	if err := apply(t, difftest.Tar(difftest.File("f", "x")), to); !errors.Is(err, errdefs.ErrResourceExhausted) {
 		t.Errorf("Apply: %v, want %v", err, errdefs.ErrResourceExhausted)
 	}
