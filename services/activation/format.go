@@ -10,7 +10,8 @@ import (
 	"github.com/gantryd/gantry/services/mount"
 )
 
-// expandMax is how many bytes a text is at most when it is filled in.
+// expandMax is how many bytes a text is at most when it is filled in. All of a
+// mount are together at most textMax.
 const expandMax = 64 << 10
 
 // Expand applies [Format]: it fills in the source, the target and the options of
@@ -24,13 +25,18 @@ const expandMax = 64 << 10
 //
 // These are the only expressions, though they look like those of a language
 // that has more: whoever describes mounts is to have no language to run here.
-// Anything else in braces, a number of a mount that there is not, and a text
-// longer than 64 KiB are [errdefs.ErrInvalidArgument].
+// Anything else in braces, a number of a mount that there is not, a text longer
+// than 64 KiB, and more than a MiB in all are [errdefs.ErrInvalidArgument].
 func Expand(m mount.Mount, made []Active) (mount.Mount, error) {
 	var err error
+	size := 0
 	fill := func(s string) string {
-		if err == nil && strings.Contains(s, open) {
-			s, err = expand(s, made)
+		if err != nil || !strings.Contains(s, open) {
+			return s
+		}
+		s, err = expand(s, made)
+		if size += len(s); err == nil && size > textMax {
+			err = fmt.Errorf("templates of a mount become longer than %d bytes: %w", textMax, errdefs.ErrInvalidArgument)
 		}
 		return s
 	}
