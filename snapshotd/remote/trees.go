@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -32,6 +34,23 @@ func (d *Driver) single(ctx context.Context, s driver.Snapshot) (mount.Mount, er
 	return mounts[0], nil
 }
 
+// overlayOf reads an overlay. One whose directories are not all plain absolute
+// paths is not understood: of "a::b", where only the data of b is used, the empty
+// one between would be the root of the host, and all of it part of the tree.
+func (d *Driver) overlayOf(m mount.Mount) (kernel.Overlay, error) {
+	o := kernel.OverlayOf(m)
+	dirs := o.Lower
+	if o.Upper != "" || len(dirs) == 0 {
+		dirs = append([]string{o.Upper}, dirs...)
+	}
+	for _, dir := range dirs {
+		if !filepath.IsAbs(dir) || strings.ContainsRune(dir, '\\') {
+			return o, fmt.Errorf("snapshotter %s: an overlay of %.300q: %w", d.name, dirs, errdefs.ErrNotImplemented)
+		}
+	}
+	return o, nil
+}
+
 // Extract implements driver.Driver. Into an overlay it goes in overlayfs' form,
 // also where the layers below are to come later; elsewhere it goes through what
 // is mounted.
@@ -47,7 +66,10 @@ func (d *Driver) Extract(ctx context.Context, s driver.Snapshot, _ bool) (layer.
 		}
 		return layer.Target{Own: own}, own.Close, nil
 	}
-	o := kernel.OverlayOf(m)
+	o, err := d.overlayOf(m)
+	if err != nil {
+		return layer.Target{}, nil, err
+	}
 	if o.Upper == "" {
 		return layer.Target{}, nil, fmt.Errorf("snapshotter %s: an overlay without upper directory cannot be written: %w", d.name, errdefs.ErrFailedPrecondition)
 	}
@@ -81,7 +103,10 @@ func (d *Driver) Tree(ctx context.Context, s driver.Snapshot) (*os.File, error) 
 	}
 	// Nothing is written, and a container may have the upper directory in use:
 	// it is shown as a layer like those below.
-	o := kernel.OverlayOf(m)
+	o, err := d.overlayOf(m)
+	if err != nil {
+		return nil, err
+	}
 	if o.Upper != "" {
 		o.Lower = append([]string{o.Upper}, o.Lower...)
 		o.Upper, o.Work = "", ""
