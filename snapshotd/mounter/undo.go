@@ -58,14 +58,13 @@ func (s *Store) undo(p place) error {
 }
 
 func (s *Store) undoOne(path string) error {
+	// A file system that has shut itself down says nothing of its root, and is
+	// unmounted all the same.
 	fi, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	if fi.Mode().Type() == fs.ModeSymlink {
+	if err == nil && fi.Mode().Type() == fs.ModeSymlink {
 		device, err := os.Readlink(path)
 		if err != nil {
 			return err
