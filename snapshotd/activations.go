@@ -76,8 +76,10 @@ func (p places) Place(ns, path string) (mounter.Place, error) {
 			return refused
 		}
 		r, err := o.shelf().get(tx, o.Name)
-		place.Write = r.Kind == snapshot.Active
-		place.Image = d.Traits().Beside && parts[1] == "snapshots" && len(parts) == 4 && !strings.Contains(parts[3], "/")
+		beside := d.Traits().Beside && parts[1] == "snapshots"
+		// Whoever could write to the directory itself could write the images.
+		place.Write = r.Kind == snapshot.Active && !(beside && len(parts) == 3)
+		place.Image = beside && len(parts) == 4 && !strings.Contains(parts[3], "/")
 		return err
 	}); err != nil {
 		return mounter.Place{}, err

@@ -213,3 +213,18 @@ func TestCollectorKeepsActivations(t *testing.T) {
 		t.Errorf("Info of an activation whose lease is gone = %v, want not found", err)
 	}
 }
+
+// TestNobodyWritesBesideTheTree asks for the directory in which the images of a
+// snapshot are.
+func TestNobodyWritesBesideTheTree(t *testing.T) {
+	s := openTest(t, testConfig(t), testNeeds(t))
+	dir := (&makers{s: s}).place(t, "one", false)
+	for path, want := range map[string]bool{dir: false, dir + "/fs": true, dir + "/new.img": true} {
+		p, err := places{s}.Place("one", path)
+		must(t, err)
+		must(t, p.Dir.Close())
+		if p.Write != want {
+			t.Errorf("%s can be written: %t, want %t", path, p.Write, want)
+		}
+	}
+}
