@@ -53,6 +53,14 @@ func (a applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		return ocispec.Descriptor{}, err
 	}
 	defer release()
+	// Whoever held it before may have committed or removed it.
+	held := t.ID
+	if t, err = a.target(mounts); err == nil && t.ID != held {
+		err = fmt.Errorf("mounts %.300q: %w", fmt.Sprint(mounts), errMounts)
+	}
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
 	select {
 	case a.s.applies <- struct{}{}:
 		defer func() { <-a.s.applies }()

@@ -37,6 +37,11 @@ func (n snapshots) Commit(ctx context.Context, name, key string, o snapshot.Opti
 			return err
 		}
 		defer release()
+		if err := c.recheck(); err != nil {
+			return err
+		}
+	}
+	if !c.taken {
 		if err := c.finish(ctx); err != nil {
 			c.undo()
 			return fmt.Errorf("snapshot %s: %w", key, err)
@@ -95,6 +100,19 @@ func (c *commit) check(tx *kv.Tx) (err error) {
 		c.chain = c.lower
 	}
 	return err
+}
+
+// recheck is check once the tree is held: whoever held it before may have
+// committed or removed it, and then it is not to be changed any more.
+func (c *commit) recheck() error {
+	id := c.active.ID
+	if err := c.s.db.View(c.check); err != nil || c.taken {
+		return err
+	}
+	if c.active.ID != id {
+		return fmt.Errorf("snapshot %s: %w", c.key, errdefs.ErrNotFound)
+	}
+	return nil
 }
 
 // finish makes the files what they are to be for good, and durable: only then

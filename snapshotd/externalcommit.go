@@ -34,6 +34,11 @@ func (n outside) Commit(ctx context.Context, name, key string, o snapshot.Option
 			return err
 		}
 		defer release()
+		if err := c.recheck(); err != nil {
+			return err
+		}
+	}
+	if !c.taken {
 		if err := n.commitThere(ctx, &c); err != nil {
 			return fmt.Errorf("snapshot %s: %w", key, err)
 		}
