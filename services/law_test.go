@@ -19,7 +19,7 @@ import (
 // The nouns, without their wires and promises.
 const nouns = "services/ident services/typed services/mount services/label services/filter services/suite " +
 	"services/namespace services/event services/lease services/content services/snapshot services/diff services/activation " +
-	"services/image services/container services/task services/runner services/fsck services/backup services/gc "
+	"services/unpack services/image services/container services/task services/runner services/fsck services/backup services/gc "
 
 // What an engine may know: contracts, the mechanisms of the kit that know no
 // wire, and libraries that are about disks and kernels.
@@ -50,6 +50,7 @@ var law = []struct{ from, may string }{
 	{"services/snapshot", "services/namespace services/label services/filter services/lease services/mount"},
 	{"services/diff", "services/namespace services/label services/mount services/typed services/content"},
 	{"services/activation", "services/namespace services/label services/mount"},
+	{"services/unpack", "services/namespace services/label"},
 	{"services/image", "services/namespace services/label services/filter services/lease services/content"},
 	{"services/container", "services/namespace services/label services/filter services/ident services/typed"},
 	{"services/task", "services/namespace services/filter services/ident services/typed services/mount services/container"},

@@ -10,18 +10,15 @@ import (
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/diff"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/arrival"
 	"github.com/gantryd/gantry/snapshotd/driver"
 	"github.com/gantryd/gantry/snapshotd/layer"
 )
-
-// stallTime is how long the content store may send nothing of a layer.
-const stallTime = 30 * time.Second
 
 // layers extracts layers into snapshots.
 type layers struct{ s *Store }
@@ -155,49 +152,6 @@ func (a applier) extract(ctx context.Context, desc ocispec.Descriptor, t target,
 
 // open reads a blob of the namespace.
 func (a applier) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stalled := time.AfterFunc(stallTime, func() {
-		cancel(fmt.Errorf("content store sends nothing for %v: %w", stallTime, errdefs.ErrUnavailable))
-	})
-	r, err := a.s.needs.Content.In(namespace.Scope{Name: a.scope.Name}).Open(ctx, desc.Digest)
-	if err != nil {
-		stalled.Stop()
-		cancel(nil)
-		return nil, cause(ctx, err)
-	}
-	return &blob{r: r, section: io.NewSectionReader(r, 0, r.Size()), ctx: ctx, stalled: stalled, cancel: cancel}, nil
-}
-
-// cause is the reason why ctx ended, if it ended for one, and else err.
-func cause(ctx context.Context, err error) error {
-	if c := context.Cause(ctx); c != nil && !errors.Is(c, ctx.Err()) {
-		return c
-	}
-	return err
-}
-
-// A blob is read from its beginning to its end, within a time for each piece.
-type blob struct {
-	r       content.Reader
-	section *io.SectionReader
-	ctx     context.Context
-	stalled *time.Timer
-	cancel  context.CancelCauseFunc
-}
-
-func (b *blob) Read(p []byte) (int, error) {
-	b.stalled.Reset(stallTime)
-	n, err := b.section.Read(p)
-	b.stalled.Stop()
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = cause(b.ctx, err)
-	}
-	return n, err
-}
-
-func (b *blob) Close() error {
-	b.stalled.Stop()
-	err := b.r.Close()
-	b.cancel(nil)
-	return err
+	blob := arrival.Blob{Store: a.s.needs.Content.In(namespace.Scope{Name: a.scope.Name}), Digest: desc.Digest}
+	return blob.Open(ctx)
 }
