@@ -67,6 +67,8 @@ type Store struct {
 	wake    chan struct{} // has an item when there is something to collect
 	applies chan struct{} // has an item for each layer being extracted
 
+	flights flights // what is being unpacked
+
 	// mu guards the fields below it. held are the snapshots whose files are
 	// being changed or removed; the channel is closed when the holder lets go.
 	mu     sync.Mutex

@@ -112,6 +112,15 @@ type Driver interface {
 	Has(ctx context.Context, s Snapshot) bool
 }
 
+// A Batcher is a driver that makes several trees durable at once.
+type Batcher interface {
+	// Settle is Commit but for the sync: nothing of it need be durable.
+	Settle(ctx context.Context, s, as Snapshot) error
+
+	// Sync makes every tree durable that was settled before.
+	Sync() error
+}
+
 // A Layered driver keeps what a snapshot has beyond its parents in a directory,
 // in the form of overlayfs.
 type Layered interface {

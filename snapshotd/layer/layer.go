@@ -44,6 +44,7 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -83,6 +84,10 @@ const (
 	DetachedAttr = "trusted.gantry.detached"
 	ImplicitAttr = "trusted.gantry.implicit"
 )
+
+// ErrBelow says that a detached layer has an entry that may need the layers
+// below: the layer is to be extracted on top of them, which has the last word.
+var ErrBelow = errors.New("the layers below may have what it needs")
 
 // A Result is what came out of a layer.
 type Result struct {

@@ -37,6 +37,7 @@ type Driver struct {
 var (
 	_ driver.Driver  = (*Driver)(nil)
 	_ driver.Layered = (*Driver)(nil)
+	_ driver.Batcher = (*Driver)(nil)
 )
 
 // Open opens or makes the trees below root, which must be a clean absolute path
@@ -154,16 +155,25 @@ func (d *Driver) Upper(s driver.Snapshot) (*os.File, error) { return d.dirs.Open
 
 // Commit implements driver.Driver.
 func (d *Driver) Commit(ctx context.Context, s, as driver.Snapshot) (snapshot.Usage, error) {
-	if len(s.Parents) == 0 {
-		if err := d.settle(ctx, s.ID, as.Parents); err != nil {
-			return snapshot.Usage{}, err
-		}
+	if err := d.Settle(ctx, s, as); err != nil {
+		return snapshot.Usage{}, err
 	}
 	if err := d.dirs.Disk.SyncFS(d.dirs.Path(s.ID)); err != nil {
 		return snapshot.Usage{}, err
 	}
 	return d.Usage(ctx, as)
 }
+
+// Settle implements driver.Batcher.
+func (d *Driver) Settle(ctx context.Context, s, as driver.Snapshot) error {
+	if len(s.Parents) > 0 {
+		return nil
+	}
+	return d.settle(ctx, s.ID, as.Parents)
+}
+
+// Sync implements driver.Batcher.
+func (d *Driver) Sync() error { return d.dirs.Disk.SyncFS(d.dirs.Dir) }
 
 // settle puts what was filled alone on its parents.
 func (d *Driver) settle(ctx context.Context, id uint64, parents []driver.Ref) error {

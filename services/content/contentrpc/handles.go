@@ -18,7 +18,7 @@ import (
 // WithHandles returns stores that read and write bytes as files where h has
 // them, and are s in everything else. Where h has none it is s in that too: what
 // a store answers is the same.
-func WithHandles(s content.Stores, h *Handles) content.Stores {
+func WithHandles(s content.Stores, h *Handles) content.FileStores {
 	return handledStores{s, h}
 }
 
@@ -30,6 +30,9 @@ type handledStores struct {
 func (s handledStores) In(scope namespace.Scope) content.Store {
 	return handled{Store: s.Stores.In(scope), h: s.h, scope: scope}
 }
+
+// Files implements [content.FileStores].
+func (s handledStores) Files(scope namespace.Scope) content.Files { return s.h.Files(scope) }
 
 type handled struct {
 	content.Store

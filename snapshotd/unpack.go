@@ -1,0 +1,89 @@
+package snapshotd
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/unpack"
+)
+
+// Unpacking returns the service that unpacks images.
+func (s *Store) Unpacking() unpack.Services { return unpackers{s} }
+
+type unpackers struct{ s *Store }
+
+var (
+	_ unpack.Services = unpackers{}
+	_ unpack.Service  = unpacker{}
+)
+
+// In implements unpack.Services.
+func (u unpackers) In(scope namespace.Scope, snapshotter string) (unpack.Service, error) {
+	d, err := u.s.driver(snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	return unpacker{snapshots{s: u.s, scope: scope, d: d, shelf: shelf{snapshotter, scope.Name}}}, nil
+}
+
+type unpacker struct{ snapshots }
+
+// tellTime is how often a caller is told how far it is.
+const tellTime = 100 * time.Millisecond
+
+// Unpack implements unpack.Service. What a caller is told is looked up from time
+// to time, so that one who is slow slows down nobody but himself.
+func (u unpacker) Unpack(ctx context.Context, layers []unpack.Layer) iter.Seq2[unpack.Progress, error] {
+	return func(yield func(unpack.Progress, error) bool) {
+		c, err := u.begin(ctx, layers)
+		if err != nil {
+			yield(unpack.Progress{}, err)
+			return
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			err = c.run(ctx)
+		}()
+		defer func() {
+			cancel()
+			<-done
+		}()
+		r := report{c: c, told: make([]unpack.Progress, len(c.layers)), yield: yield}
+		tick := time.NewTicker(tellTime)
+		defer tick.Stop()
+		for more := r.tell(); more; {
+			select {
+			case <-tick.C:
+				more = r.tell()
+			case <-done:
+				if r.tell() && err != nil {
+					yield(unpack.Progress{}, err)
+				}
+				return
+			}
+		}
+	}
+}
+
+// A report is what a caller was told.
+type report struct {
+	c     *unpacking
+	told  []unpack.Progress
+	yield func(unpack.Progress, error) bool
+}
+
+// tell tells what is new. It is false if the caller has enough.
+func (r *report) tell() bool {
+	for i, l := range r.c.layers {
+		if p := l.progress(); p != r.told[i] {
+			if r.told[i] = p; !r.yield(p, nil) {
+				return false
+			}
+		}
+	}
+	return true
+}

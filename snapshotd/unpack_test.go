@@ -1,0 +1,33 @@
+package snapshotd
+
+import (
+	"testing"
+
+	"google.golang.org/grpc"
+
+	"github.com/gantryd/gantry/services/rpc/rpctest"
+	"github.com/gantryd/gantry/services/unpack/unpackrpc"
+	"github.com/gantryd/gantry/services/unpack/unpacktest"
+)
+
+func TestUnpacking(t *testing.T) {
+	unpacktest.Run(t, unpackFixture)
+}
+
+func TestUnpackingAcrossTheWire(t *testing.T) {
+	unpacktest.Run(t, func(t *testing.T, n unpacktest.Node) unpacktest.Fixture {
+		f := unpackFixture(t, n)
+		inner := f.Services
+		f.Services = unpackrpc.NewClient(rpctest.Pipe(t, func(r grpc.ServiceRegistrar) { unpackrpc.Register(r, inner) }))
+		return f
+	})
+}
+
+// unpackFixture also holds that nothing is left on the disk that is nobody's.
+func unpackFixture(t *testing.T, n unpacktest.Node) unpacktest.Fixture {
+	needs := testNeeds(t)
+	needs.Content, needs.Leases = n.Blobs, n.Leases
+	s := openTest(t, testConfig(t), needs)
+	t.Cleanup(func() { wantTidy(t, s, "in the end") })
+	return unpacktest.Fixture{Services: s.Unpacking(), Snapshots: s, Snapshotter: Overlayfs, Members: s}
+}
