@@ -15,7 +15,7 @@ const patience = 15 * time.Second
 // Limits of one call.
 const (
 	callTime  = time.Minute
-	layerTime = time.Hour        // applying a layer
+	imageTime = 6 * time.Hour    // unpacking an image
 	cleanTime = 10 * time.Second // cleaning up when the caller has gone away
 )
 

@@ -12,6 +12,7 @@ import (
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/task"
+	"github.com/gantryd/gantry/services/unpack"
 )
 
 // A Client has every noun of a node. [Dial] makes one of a socket; one may also
@@ -20,6 +21,7 @@ type Client struct {
 	Content    content.Stores
 	Snapshots  snapshot.Stores
 	Diffs      diff.Services
+	Unpacking  unpack.Services
 	Images     image.Stores
 	Leases     lease.Stores
 	Namespaces namespace.Store

@@ -20,6 +20,7 @@ import (
 	"github.com/gantryd/gantry/services/suite"
 	"github.com/gantryd/gantry/services/suite/noderpc"
 	"github.com/gantryd/gantry/services/task/taskrpc"
+	"github.com/gantryd/gantry/services/unpack/unpackrpc"
 )
 
 // Dial returns a client of the suite whose public door is the socket at
@@ -36,6 +37,7 @@ func Dial(address string) (*Client, error) {
 		Content:    contentrpc.WithHandles(contentrpc.NewClient(conn), files),
 		Snapshots:  snapshotrpc.NewClient(conn),
 		Diffs:      diffrpc.NewClient(conn),
+		Unpacking:  unpackrpc.NewClient(conn),
 		Images:     imagerpc.NewClient(conn),
 		Leases:     leaserpc.NewClient(conn),
 		Namespaces: namespacerpc.NewClient(conn),

@@ -10,6 +10,7 @@ import (
 	"testing/iotest"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/client"
@@ -76,7 +77,7 @@ func TestGetGoesOnWhenContentRestarts(t *testing.T) {
 	if err != nil || size != int64(len(b)) || !bytes.Equal(got.Bytes(), b) || !waited {
 		t.Errorf("Get = %d, %v, and wrote %d bytes; waited %t", size, err, got.Len(), waited)
 	}
-	if want := (client.Progress{Stage: client.StageReceive, Done: size, Total: size}); last != want {
+	if want := (client.Progress{Stage: client.StageReceive, Done: size, Total: size}); !cmp.Equal(last, want) {
 		t.Errorf("it told last of %+v; want %+v", last, want)
 	}
 }

@@ -1,6 +1,10 @@
 package client
 
-import "io"
+import (
+	"io"
+
+	"github.com/gantryd/gantry/services/unpack"
+)
 
 // A Progress is how far something is that takes long. Functions that are told
 // of it are called by the goroutine that does the work, between its steps: they
@@ -9,6 +13,10 @@ type Progress struct {
 	Stage Stage
 	Done  int64 // bytes
 	Total int64 // bytes, 0 if unknown
+
+	// Layers are those of an image that is being unpacked, each by itself. One
+	// whose name is empty was not told of yet.
+	Layers []unpack.Progress
 }
 
 // A Stage is what is being done, in a word for people.

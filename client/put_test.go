@@ -15,6 +15,7 @@ import (
 	"testing/iotest"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/client"
@@ -93,7 +94,7 @@ func TestPutGoesOnWhenContentRestarts(t *testing.T) {
 			if want := (client.PutResult{Digest: d, Size: int64(len(b))}); err != nil || got != want {
 				t.Errorf("put = %+v, %v; want %+v", got, err, want)
 			}
-			if !seen[client.StageSend] || last != (client.Progress{Stage: client.StageCommit, Done: int64(len(b)), Total: int64(len(b))}) {
+			if !seen[client.StageSend] || !cmp.Equal(last, client.Progress{Stage: client.StageCommit, Done: int64(len(b)), Total: int64(len(b))}) {
 				t.Errorf("it told of %v, and last of %+v", seen, last)
 			}
 			wantBlob(t, c, b, 1)

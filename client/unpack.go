@@ -3,18 +3,16 @@ package client
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/gantryd/gantry/services/content"
-	"github.com/gantryd/gantry/services/diff"
 	"github.com/gantryd/gantry/services/lease"
-	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/services/unpack"
 )
 
 // Labels that keep one object alive by another, and what is known of a layer;
@@ -73,85 +71,85 @@ func (n *Namespace) Unpack(ctx context.Context, r Resolved, snapshotter string) 
 
 // unpack is Unpack under a lease.
 func (n *Namespace) unpack(ctx context.Context, lease string, r Resolved, snapshotter string, t teller) error {
-	snapshots, err := n.c.Snapshots.In(n.scope(lease), snapshotter)
+	service, err := n.c.Unpacking.In(n.scope(lease), snapshotter)
 	if err != nil {
 		return err
 	}
-	u := unpacker{
-		resolved:  r,
-		snapshots: snapshots,
-		diffs:     n.c.Diffs.In(n.scope(lease)),
-		blobs:     n.c.Content.In(n.scope(lease)),
+	layers := make([]unpack.Layer, len(r.Layers))
+	for i, l := range r.Layers {
+		layers[i] = unpack.Layer{Descriptor: l, DiffID: r.Image.RootFS.DiffIDs[i]}
 	}
-	parent := ""
-	done, total := int64(0), int64(0)
-	for _, l := range r.Layers {
-		total += l.Size
-	}
-	for i, name := range r.chain() {
-		t.tell(StageUnpack, done, total)
-		done += r.Layers[i].Size
-		err := again(ctx, layerTime, func(ctx context.Context, _ bool) error {
-			return u.layer(ctx, i, parent, name.String())
-		})
-		if err != nil {
-			return fmt.Errorf("layer %d, %s: %w", i, r.Layers[i].Digest, err)
-		}
-		parent = name.String()
+	told := toldLayers{tell: t, layers: make([]unpack.Progress, len(layers)), made: make(map[int]bool)}
+	told.add(unpack.Progress{Name: r.chain()[0].String(), Phase: unpack.Waiting, Total: layers[0].Size})
+	// What was made before the daemon went away is there when it is back.
+	if err := again(ctx, imageTime, func(ctx context.Context, _ bool) error {
+		return unpack.Wait(service.Unpack(ctx, layers), told.add)
+	}); err != nil {
+		return err
 	}
 	// The image keeps its config, and its config the snapshots.
-	return once(ctx, func(ctx context.Context) error {
-		return setLabel(ctx, u.blobs, r.Config.Digest, labelSnapshot+snapshotter, parent)
-	})
+	labels := []blobLabel{{r.Config.Digest, labelSnapshot + snapshotter, r.ChainID().String()}}
+	for i := range layers {
+		if told.made[i] {
+			labels = append(labels, blobLabel{layers[i].Digest, labelUncompressed, layers[i].DiffID.String()})
+		}
+	}
+	return n.label(ctx, lease, labels)
 }
 
-// An unpacker makes the snapshots of one image.
-type unpacker struct {
-	resolved  Resolved
-	snapshots snapshot.Store
-	diffs     diff.Service
-	blobs     content.Blobs
+// toldLayers are how far the layers of an image are.
+type toldLayers struct {
+	tell   teller
+	layers []unpack.Progress
+	made   map[int]bool
+	done   int64 // bytes; what was told is not taken back
 }
 
-// layer makes the snapshot name of layer i on parent, unless it is there.
-func (u unpacker) layer(ctx context.Context, i int, parent, name string) error {
-	want := u.resolved.Image.RootFS.DiffIDs[i]
-	key := "extract-" + rand.Text() + " " + name
-	// Prepare says itself if the layer is there: no call only to ask.
-	mounts, err := u.snapshots.Prepare(ctx, key, parent, snapshot.Options{
-		Labels: map[string]string{snapshot.LabelTarget: name},
-	})
-	if errdefs.IsAlreadyExists(err) {
-		return nil
+func (t *toldLayers) add(p unpack.Progress) {
+	if p.Layer < 0 || p.Layer >= len(t.layers) {
+		return
 	}
-	var got ocispec.Descriptor
-	if err == nil {
-		got, err = u.diffs.Apply(ctx, u.resolved.Layers[i], mounts, diff.ApplyOptions{})
+	t.layers[p.Layer] = p
+	t.made[p.Layer] = t.made[p.Layer] || p.Phase == unpack.Committed
+	done, total := int64(0), int64(0)
+	for _, l := range t.layers {
+		total += l.Total
+		if l.Phase.Over() {
+			done += l.Total
+		} else {
+			done += min(l.Done, l.Total)
+		}
 	}
-	if err == nil && got.Digest != want {
-		err = fmt.Errorf("its content is %s where the image's config says %s: %w", got.Digest, want, errdefs.ErrFailedPrecondition)
+	t.done = max(t.done, done)
+	if t.tell != nil {
+		t.tell(Progress{Stage: StageUnpack, Done: t.done, Total: total, Layers: slices.Clone(t.layers)})
 	}
-	if err == nil {
-		err = u.snapshots.Commit(ctx, name, key, snapshot.Options{})
+}
+
+// A blobLabel is a label that a blob gets.
+type blobLabel struct {
+	blob       digest.Digest
+	key, value string
+}
+
+// labelsMax is how many labels are set at once: the store makes those durable
+// together that come together.
+const labelsMax = 32
+
+// label sets labels of blobs.
+func (n *Namespace) label(ctx context.Context, lease string, labels []blobLabel) error {
+	blobs := n.c.Content.In(n.scope(lease))
+	var g errgroup.Group
+	g.SetLimit(labelsMax)
+	for _, l := range labels {
+		g.Go(func() error {
+			return once(ctx, func(ctx context.Context) error { return setLabel(ctx, blobs, l.blob, l.key, l.value) })
+		})
 	}
-	if err != nil {
-		err = errors.Join(notExists(err), u.drop(ctx, key))
-	}
-	if err != nil {
-		return err
-	}
-	return setLabel(ctx, u.blobs, u.resolved.Layers[i].Digest, labelUncompressed, want.String())
+	return g.Wait()
 }
 
 func setLabel(ctx context.Context, blobs content.Blobs, d digest.Digest, key, value string) error {
 	_, err := blobs.Update(ctx, content.Info{Digest: d, Labels: map[string]string{key: value}}, "labels."+key)
 	return err
-}
-
-// drop removes a snapshot that is not going to be committed, also if the caller
-// has gone away.
-func (u unpacker) drop(ctx context.Context, key string) error {
-	ctx, cancel := clean(ctx)
-	defer cancel()
-	return once(ctx, func(ctx context.Context) error { return onlyDone(u.snapshots.Remove(ctx, key)) })
 }

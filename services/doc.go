@@ -46,6 +46,7 @@
 //	snapshot   stacks of directory trees           snapshotd
 //	diff       layers, applied and made            snapshotd
 //	activation mounts that are made for a caller   snapshotd
+//	unpack     images: layers into snapshots       snapshotd
 //	image      names for content                   imaged
 //	lease      what keeps objects for a while      imaged; members with their owners
 //	namespace  tenants                             imaged; contentd, snapshotd and taskd hold

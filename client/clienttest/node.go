@@ -27,6 +27,7 @@ import (
 	"github.com/gantryd/gantry/services/namespace/namespacetest"
 	"github.com/gantryd/gantry/services/snapshot/snapshottest"
 	"github.com/gantryd/gantry/services/task/tasktest"
+	"github.com/gantryd/gantry/services/unpack/unpacktest"
 )
 
 // New returns a node whose stores are in memory and whose processes are
@@ -44,6 +45,7 @@ func New(t testing.TB, programs tasktest.Programs) *client.Client {
 		Content:    blobs,
 		Snapshots:  snapshots,
 		Diffs:      layers{blobs},
+		Unpacking:  unpacktest.In(blobs, snapshots),
 		Images:     imagetest.NewMemory(leases),
 		Leases:     leases,
 		Namespaces: namespacetest.NewMemory(blobs, snapshots, containers),

@@ -22,6 +22,7 @@ import (
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/snapshot/snapshotrpc"
 	"github.com/gantryd/gantry/services/suite"
+	"github.com/gantryd/gantry/services/unpack/unpackrpc"
 	"github.com/gantryd/gantry/snapshotd"
 )
 
@@ -83,6 +84,7 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	snapshotrpc.RegisterMeter(srv, store)
 	diffrpc.Register(srv, store.Layers())
 	activationrpc.Register(srv, store.Activations())
+	unpackrpc.Register(srv, store.Unpacking())
 	leaserpc.RegisterMembers(srv, store)
 	gcrpc.Register(srv, store)
 	backuprpc.Register(srv, store)

@@ -75,6 +75,7 @@ var Rules = append(gatewayRules(), []Rule{
 	{suite.Imaged, suite.Snapshotd, []string{
 		"/containerd.services.snapshots.v1.Snapshots/",
 		"/containerd.services.diff.v1.Diff/",
+		"/gantry.unpack.v1.Unpacker/",
 		"/gantry.lease.v1.Members/",
 		"/gantry.namespace.v1.Holder/",
 		"/gantry.gc.v1.Owner/",

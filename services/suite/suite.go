@@ -26,7 +26,7 @@ type Daemon struct {
 	Name    string
 	User    string   // whom it runs as where systemd starts it
 	Does    string   // one line for people
-	Public  []string // gRPC services of containerd's API that it answers
+	Public  []string // gRPC services that it answers to clients too: containerd's API, and what that cannot say
 	Private []string // services of ours, for other daemons and the CLI
 }
 
@@ -111,6 +111,7 @@ var Daemons = []Daemon{
 			"containerd.services.snapshots.v1.Snapshots",
 			"containerd.services.diff.v1.Diff",
 			"containerd.services.mounts.v1.Mounts",
+			"gantry.unpack.v1.Unpacker",
 		},
 		Private: []string{
 			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner",
