@@ -80,7 +80,7 @@ func (u unpacker) begin(ctx context.Context, layers []unpack.Layer) (*unpacking,
 		return err
 	}
 	if c.lease.ID == "" {
-		err = u.s.db.View(find)
+		err = u.s.db.Look(ctx, find)
 	} else {
 		err = u.s.db.Update(ctx, find)
 	}
@@ -107,7 +107,7 @@ func (c *unpacking) findExisting(tx *kv.Tx) (int, error) {
 
 // use makes the snapshot that is there a layer's, and a resource of the lease.
 func (c *unpacking) use(tx *kv.Tx, l *rising, lease lease.Ref) (there bool, err error) {
-	r, err := c.get(tx, l.name)
+	r, err := c.find(tx, l.name)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return false, nil
 	}
@@ -117,6 +117,7 @@ func (c *unpacking) use(tx *kv.Tx, l *rising, lease lease.Ref) (there bool, err 
 	if err != nil {
 		return false, err
 	}
+	c.touch(l.name)
 	l.trees, err = c.chain(tx, l.name)
 	return true, errors.Join(err, c.join(tx, lease, l.name))
 }
