@@ -28,6 +28,9 @@ import (
 // would come out differently, is done once more, in its place. An ingest whose
 // bytes turn out to be others is read once more when it is a blob.
 func (c *unpacking) grow(ctx context.Context, l *rising, leave func()) error {
+	if leave != nil {
+		defer leave() // however it ends
+	}
 	alone, whole := l.index > 0 && c.detaches(), false
 	for {
 		err := c.attempt(ctx, l, alone, whole, leave)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/diff"
+	"github.com/gantryd/gantry/snapshotd/arrival"
 )
 
 const (
@@ -46,19 +47,19 @@ func newIngest(ctx context.Context, blobs content.Store, ref string) (*ingest, e
 		i.ref, i.ours = fmt.Sprintf("%d-%s", time.Now().UnixNano(), base64.URLEncoding.EncodeToString(b[:])), true
 	}
 	i.ctx, i.cancel = context.WithCancelCause(ctx)
-	i.stalled = time.AfterFunc(stallTime, func() {
+	i.stalled = time.AfterFunc(arrival.StallTime, func() {
 		i.cancel(fmt.Errorf("content store takes nothing of a layer: %w", errdefs.ErrUnavailable))
 	})
 	defer i.stalled.Stop()
 	w, err := blobs.Writer(i.ctx, content.WriterOptions{Ref: i.ref})
 	if err != nil {
-		err = cause(i.ctx, err)
+		err = arrival.Cause(i.ctx, err)
 		i.cancel(nil)
 		return nil, err
 	}
 	i.w = w
 	if err := w.Truncate(i.ctx, 0); err != nil {
-		err = cause(i.ctx, err)
+		err = arrival.Cause(i.ctx, err)
 		i.close()
 		return nil, err
 	}
@@ -70,14 +71,14 @@ func (i *ingest) within(limit time.Duration, step func() error) error {
 	i.stalled.Reset(limit)
 	defer i.stalled.Stop()
 	if err := step(); err != nil {
-		return cause(i.ctx, err)
+		return arrival.Cause(i.ctx, err)
 	}
 	return nil
 }
 
 // Write implements io.Writer.
 func (i *ingest) Write(b []byte) (n int, err error) {
-	err = i.within(stallTime, func() (err error) {
+	err = i.within(arrival.StallTime, func() (err error) {
 		n, err = i.w.Write(b)
 		return err
 	})
@@ -101,7 +102,7 @@ func (i *ingest) commit(labels map[string]string, uncompressed digest.Digest) (c
 	}
 	i.w = nil
 	var info content.Info
-	err = i.within(stallTime, func() (err error) {
+	err = i.within(arrival.StallTime, func() (err error) {
 		info, err = i.blobs.Info(i.ctx, d)
 		if err != nil || uncompressed == "" || info.Labels[diff.LabelUncompressed] != "" {
 			return err

@@ -24,14 +24,14 @@ func (b *Blob) open(ctx context.Context, at int64) (io.ReadCloser, error) {
 	if err != nil {
 		stalled.Stop()
 		cancel(nil)
-		return nil, cause(ctx, err)
+		return nil, Cause(ctx, err)
 	}
 	section := io.NewSectionReader(r, at, max(0, r.Size()-at))
 	return &reader{r: r, section: section, limit: limit, read: b.Read, ctx: ctx, stalled: stalled, cancel: cancel}, nil
 }
 
-// cause is the reason why ctx ended, if it ended for one, and else err.
-func cause(ctx context.Context, err error) error {
+// Cause is the reason why ctx ended, if it ended for one, and else err.
+func Cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil && !errors.Is(c, ctx.Err()) {
 		return c
 	}
@@ -58,7 +58,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		r.read.Add(int64(n))
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = cause(r.ctx, err)
+		err = Cause(r.ctx, err)
 	}
 	return n, err
 }

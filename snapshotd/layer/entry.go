@@ -24,7 +24,7 @@ func (x *extractor) create(dir, base string, hdr *tar.Header, a *attributes, bod
 	}
 	d, err := x.dirs.get(dir)
 	if err != nil {
-		return err
+		return x.lacks(err)
 	}
 	if !x.made.off {
 		at, err := x.dirs.path(d)
@@ -52,6 +52,9 @@ func (x *extractor) create(dir, base string, hdr *tar.Header, a *attributes, bod
 func (x *extractor) replace(d *directory, dir, base string, make func(fd int) error) error {
 	err := make(d.fd)
 	for tries := 0; errors.Is(err, unix.EEXIST) && tries < 3; tries++ {
+		if err := x.displaces(d.fd, base, false); err != nil {
+			return err
+		}
 		if err := tree.Remove(x.ctx, d.fd, base); err != nil {
 			return err
 		}
@@ -82,7 +85,11 @@ func (x *extractor) dir(d *directory, dir, base string, a *attributes) error {
 		}
 		var err error
 		if fd, err = tree.OpenChild(at, base); err != nil && mkErr != nil {
-			return mkErr // in the way is something else
+			// In the way is something else.
+			if err := x.displaces(at, base, true); err != nil {
+				return err
+			}
+			return mkErr
 		}
 		return err
 	})
@@ -99,10 +106,8 @@ func (x *extractor) dirAttributes(fd int, name string, a *attributes) error {
 	if err := a.set(fd, &x.dropped); err != nil {
 		return err
 	}
-	if x.target.Detached {
-		if err := unix.Fremovexattr(fd, ImplicitAttr); err != nil && !errors.Is(err, unix.ENODATA) {
-			return err
-		}
+	if err := x.explicit(fd); err != nil {
+		return err
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -220,12 +225,16 @@ func (x *extractor) link(dir, base, target string) error {
 	}
 	src, err := tree.Open(int(x.root.Fd()), fromDir)
 	if err != nil {
-		return fmt.Errorf("link to %.100q: %w", target, err)
+		return fmt.Errorf("link to %.100q: %w", target, x.lacks(err))
 	}
 	defer unix.Close(src)
 	var st unix.Stat_t
-	if err := unix.Fstatat(src, from, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("link to %.100q: %w", target, err)
+	err = unix.Fstatat(src, from, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil && isWhiteout(&st) {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		return fmt.Errorf("link to %.100q: %w", target, x.lacks(err))
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return fmt.Errorf("link to directory %.100q: %w", target, errdefs.ErrInvalidArgument)

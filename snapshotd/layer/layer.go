@@ -44,7 +44,6 @@ package layer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -76,18 +75,6 @@ type Target struct {
 
 	FreeMin int64 // bytes of free disk that are left alone
 }
-
-// The extended attributes that a detached layer leaves, until it is put over
-// others: DetachedAttr on its root, and ImplicitAttr on each directory that it
-// has no entry for, so that owner and mode are those of the layer below.
-const (
-	DetachedAttr = "trusted.gantry.detached"
-	ImplicitAttr = "trusted.gantry.implicit"
-)
-
-// ErrBelow says that a detached layer has an entry that may need the layers
-// below: the layer is to be extracted on top of them, which has the last word.
-var ErrBelow = errors.New("the layers below may have what it needs")
 
 // A Result is what came out of a layer.
 type Result struct {

@@ -76,7 +76,7 @@ func (x *extractor) whiteout(dir, base string) error {
 		return nil
 	}
 	if err != nil {
-		return err
+		return x.lacks(err)
 	}
 	if x.stacked {
 		// What is not there need not be hidden.

@@ -4,11 +4,9 @@ package rebase
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/snapshotd/kernel"
@@ -21,10 +19,14 @@ import (
 // alone. Files that were not extracted detached are left as they are.
 //
 // What a layer could not know while it was extracted: whiteouts hide nothing
-// where there is nothing below, and would show up as devices; and directories
-// that it has no entry for are to look as they do below. A layer that goes
-// through a link of a layer below is [errdefs.ErrFailedPrecondition]: it has to be
-// extracted on top of it, in order.
+// where there is nothing below, and would show up as devices; directories that
+// it has no entry for are to look as they do below; and directories that only
+// whiteouts went through are not there if they are not below.
+//
+// A layer that would have become something else on top of what is below is
+// [errdefs.ErrFailedPrecondition], and unchanged: one that goes through a link, or
+// something that is no directory, or makes things in a directory that hands down
+// its group or its access list.
 func Onto(ctx context.Context, own *os.File, below func() (*os.File, error)) error {
 	r := rebase{own: int(own.Fd()), below: -1}
 	if detached, err := r.detached(); err != nil || !detached {
@@ -39,42 +41,34 @@ func Onto(ctx context.Context, own *os.File, below func() (*os.File, error)) err
 		r.below = int(under.Fd())
 	}
 	// All of it is checked before any of it is changed.
-	for _, r.change = range []bool{false, true} {
-		if err := tree.Walk(ctx, r.own, r.visit); err != nil {
+	if err := tree.Walk(ctx, r.own, r.check); err != nil {
+		return err
+	}
+	if r.work {
+		if err := tree.Walk(ctx, r.own, r.change); err != nil {
 			return err
 		}
+	}
+	if err := r.prune(ctx); err != nil {
+		return err
 	}
 	return r.root()
 }
 
 // A rebase puts a tree over another.
 type rebase struct {
-	own    int
-	below  int // -1 if there is nothing
-	change bool
+	own   int
+	below int  // -1 if there is nothing
+	work  bool // there is something to be changed
+
+	empty []string // directories that may have been made for whiteouts only
+	size  int      // of empty, in bytes
 }
 
-func (r *rebase) visit(e *tree.Entry) error {
-	switch {
-	case e.Is(unix.S_IFCHR) && e.Stat.Rdev == 0:
-		return r.whiteout(e)
-	case e.Is(unix.S_IFDIR):
-		return r.dir(e)
-	}
-	return nil
-}
+// emptyMax is how long the list of them becomes, in bytes.
+const emptyMax = 8 << 20
 
-// whiteout removes one that hides nothing.
-func (r *rebase) whiteout(e *tree.Entry) error {
-	if !r.change {
-		return nil
-	}
-	hides, err := r.lstat(e.Path(), nil)
-	if err != nil || hides {
-		return err
-	}
-	return unix.Unlinkat(e.Dir, e.Name, 0)
-}
+func isWhiteout(e *tree.Entry) bool { return e.Is(unix.S_IFCHR) && e.Stat.Rdev == 0 }
 
 // lstat tells whether there is something below under a path without links.
 func (r *rebase) lstat(path string, st *unix.Stat_t) (bool, error) {
@@ -109,37 +103,6 @@ func splitPath(path string) (dir, base string) {
 	return "", path
 }
 
-// dir gives a directory that the layer only went through the looks of the one
-// below.
-func (r *rebase) dir(e *tree.Entry) error {
-	fd, err := tree.OpenChild(e.Dir, e.Name)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if implicit, err := hasAttr(fd, layer.ImplicitAttr); err != nil || !implicit {
-		return err
-	}
-	path := e.Path()
-	var st unix.Stat_t
-	there, err := r.lstat(path, &st)
-	if err != nil {
-		return err
-	}
-	if there && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return fmt.Errorf("%.300q is not a directory in the parent: the layer has to be applied on top of it: %w", path, errdefs.ErrFailedPrecondition)
-	}
-	if !r.change {
-		return nil
-	}
-	if there {
-		if err := r.copyLooks(fd, path, &st); err != nil {
-			return fmt.Errorf("%.300q: %w", path, err)
-		}
-	}
-	return unix.Fremovexattr(fd, layer.ImplicitAttr)
-}
-
 // detached tells whether a layer was extracted detached.
 func (r *rebase) detached() (bool, error) {
 	fd, err := tree.Reopen(r.own)
@@ -166,12 +129,12 @@ func (r *rebase) root() error {
 }
 
 func (r *rebase) mendRoot(fd int) error {
-	implicit, err := hasAttr(fd, layer.ImplicitAttr)
+	kind, err := kindAt(fd)
 	if err != nil {
 		return err
 	}
-	if implicit {
-		if r.below >= 0 {
+	if kind != "" {
+		if kind == layer.Implicit && r.below >= 0 {
 			var st unix.Stat_t
 			if err := unix.Fstat(r.below, &st); err != nil {
 				return err
@@ -188,7 +151,10 @@ func (r *rebase) mendRoot(fd int) error {
 	if err != nil || !opaque {
 		return err
 	}
-	return r.hideAll(fd)
+	if err := keepTimes(fd, func() error { return r.hideAll(fd) }); err != nil {
+		return err
+	}
+	return unix.Fremovexattr(fd, kernel.OverlayAttrs()+"opaque")
 }
 
 // hideAll hides everything that is below.
@@ -231,36 +197,4 @@ func (r *rebase) hideAll(fd int) error {
 		}
 	}
 	return nil
-}
-
-// copyLooks copies owner, mode, extended attributes and times.
-func (r *rebase) copyLooks(fd int, path string, st *unix.Stat_t) error {
-	from, err := tree.OpenPlain(r.below, path)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(from)
-	read, err := tree.Reopen(from)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(read)
-	if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
-		return err
-	}
-	if err := layer.CopyAttributes(fd, read); err != nil {
-		return err
-	}
-	return unix.UtimesNanoAt(fd, ".", []unix.Timespec{st.Atim, st.Mtim}, 0)
-}
-
-func hasAttr(fd int, name string) (bool, error) {
-	_, err := unix.Fgetxattr(fd, name, nil)
-	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
-		return false, nil
-	}
-	return err == nil, err
 }
