@@ -25,7 +25,11 @@ func (u unpackers) In(scope namespace.Scope, snapshotter string) (unpack.Service
 	if err != nil {
 		return nil, err
 	}
-	return unpacker{snapshots{s: u.s, scope: scope, d: d, shelf: shelf{snapshotter, scope.Name}}}, nil
+	n := snapshots{s: u.s, scope: scope, d: d, shelf: shelf{snapshotter, scope.Name}}
+	if e, ok := d.(*external); ok {
+		return inSeries{outside{n, e}}, nil
+	}
+	return unpacker{n}, nil
 }
 
 type unpacker struct{ snapshots }

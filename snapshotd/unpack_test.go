@@ -31,3 +31,14 @@ func unpackFixture(t *testing.T, n unpacktest.Node) unpacktest.Fixture {
 	t.Cleanup(func() { wantTidy(t, s, "in the end") })
 	return unpacktest.Fixture{Services: s.Unpacking(), Snapshots: s, Snapshotter: Overlayfs, Members: s}
 }
+
+func TestUnpackingOutside(t *testing.T) {
+	unpacktest.Run(t, func(t *testing.T, n unpacktest.Node) unpacktest.Fixture {
+		needRoot(t)
+		cfg, needs := testConfig(t), testNeeds(t)
+		needs.Content, needs.Leases = n.Blobs, n.Leases
+		withTheirs(t, &cfg, &needs)
+		s := openTest(t, cfg, needs)
+		return unpacktest.Fixture{Services: s.Unpacking(), Snapshots: s, Snapshotter: theirs, Members: s}
+	})
+}
