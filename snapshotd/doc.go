@@ -81,6 +81,23 @@
 // is held while it is read; a committed one does not change, and one that is
 // removed meanwhile has no layer.
 //
+// # Unpacking
+//
+// Unpack extracts the layers of an image at the same time, each alone, into trees
+// that have no record, while its bytes may still be arriving (package arrival).
+// When the layer below is settled, package rebase puts it on top of that, or finds
+// that it would have become something else there: then it is extracted once more,
+// in its place, as are all layers of a driver that cannot rebase. What is settled
+// is synced, many at once, and then the records of all of them are one transaction,
+// in order. A tree that becomes nothing is trash when the call ends, and after a
+// crash, when the store is opened, as it has no record.
+//
+// The digest of a layer is that of the bytes that were read. Whether contentd has
+// committed them does not matter: the snapshot is right, and its lease keeps it.
+//
+// Of those who want the same snapshot one makes it. The others wait, and one of
+// them begins anew if that call ends.
+//
 // # Mounts
 //
 // What a caller of Activate describes is not taken at its word either: types and
@@ -121,7 +138,8 @@
 // later. An activation is held in the same way by whoever makes or undoes it.
 // Store.mu and its like in package mounter guard who holds what and are leaves. Leases are looked up
 // before anything is held. Order: held snapshot, a place among those who
-// extract, the turn to sync the file system, the database's turn. Commits that
+// extract, the turn to sync the file system, the database's turn. Who unpacks waits
+// for others, and for layers below, without a place. Commits that
 // come at the same time share one sync, see package driver.
 //
 // # Limits

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/services/unpack"
 )
 
 // How often progress is told.
@@ -135,8 +136,26 @@ func (p *progress) follow(total int64) func(client.Progress) {
 		if c.Total == 0 {
 			c.Total = total
 		}
-		p.at(c.Done, c.Total, string(c.Stage))
+		p.at(c.Done, c.Total, append([]string{string(c.Stage)}, layerNotes(c.Layers)...)...)
 	}
+}
+
+// layerNotes are how many layers are done, and how far each is that is being
+// extracted.
+func layerNotes(layers []unpack.Progress) (notes []string) {
+	done := 0
+	for i, l := range layers {
+		switch {
+		case l.Phase.Over():
+			done++
+		case l.Phase == unpack.Extracting && l.Total > 0:
+			notes = append(notes, fmt.Sprintf("layer %d %d %%", i+1, 100*min(l.Done, l.Total)/l.Total))
+		}
+	}
+	if len(layers) == 0 {
+		return nil
+	}
+	return append([]string{fmt.Sprintf("%d of %d layers", done, len(layers))}, notes...)
 }
 
 // anew begins to count anew.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/services/unpack"
 )
 
 // A stopwatch is a progress whose time is told by the test, and its timers too.
@@ -131,5 +133,15 @@ func TestPercentIsWholeOnlyAtTheEnd(t *testing.T) {
 		if got := percent(c.done, c.total); got != c.want {
 			t.Errorf("percent(%d, %d) = %s; want %s", c.done, c.total, got, c.want)
 		}
+	}
+}
+
+func TestLayersAreToldOfOneByOne(t *testing.T) {
+	got := layerNotes([]unpack.Progress{
+		{Phase: unpack.Existed}, {Phase: unpack.Committed}, {Phase: unpack.Extracting, Done: 41, Total: 100},
+		{Phase: unpack.Extracting}, {Phase: unpack.Settled}, {},
+	})
+	if want := []string{"2 of 6 layers", "layer 3 41 %"}; !slices.Equal(got, want) || layerNotes(nil) != nil {
+		t.Errorf("layers are told of as %q, want %q", got, want)
 	}
 }
