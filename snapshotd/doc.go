@@ -19,6 +19,7 @@
 //	dir <id>                                           whose tree it is
 //	origin <id>                                        of a committed tree: its sum, the layers it was filled with
 //	trash <id>                                         a tree whose snapshot is gone
+//	quarantine <id>                                    a tree that was a snapshot's and did not look as it had to
 //	unclaimed <id>                                     a tree of which nobody knows whose it is, since records were lost
 //	member <namespace> <lease> <generation> <type> <id>   members of a lease
 //	leased <namespace> <type> <id> <lease> <generation>   the same, the other way round
@@ -64,7 +65,11 @@
 //
 // A commit keeps the sum of what the tree looks like (package tree), and which
 // layer was extracted into it. What was written past this daemon shows in the
-// sum.
+// sum. A check compares the rows with each other and with the trees, and the
+// trees with their sums; it reads no file, so that bytes that changed in their
+// place are not found. A repair extracts a layer again into a tree of its own,
+// which takes the place of the wrong one only if it has the sum; the wrong one
+// is in quarantine then, because containers may run on it.
 //
 // # Layers
 //
