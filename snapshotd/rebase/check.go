@@ -54,8 +54,10 @@ func (r *rebase) checkDir(e *tree.Entry) error {
 		return refuse(path, "is hidden and gone through")
 	case there && st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return refuse(path, "is not a directory in the parent")
-	case !there && kind == layer.Implicit:
+	case !there:
 		return r.checkHeir(e, path)
+	case kind == layer.Implicit:
+		return checkLooks(e, path)
 	}
 	return nil
 }
@@ -68,9 +70,29 @@ func (r *rebase) mayBeEmpty(path string) error {
 	return nil
 }
 
-// checkHeir refuses a directory without an entry, and with nothing below, where
-// it or the one that it is in hands down a group or an access list: what it has
-// of that depends on when it was made.
+// checkLooks refuses a directory that has got an access list from the one that it
+// is in, where it is to look as it does below.
+func checkLooks(e *tree.Entry, path string) error {
+	own, err := tree.OpenChild(e.Dir, e.Name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(own)
+	listed, err := hasAttr(own, "system.posix_acl_access")
+	if err == nil && !listed {
+		listed, err = hasAttr(own, aclDefault)
+	}
+	if err == nil && listed {
+		err = refuse(path, "has its access list from the directory that it is in")
+	}
+	return err
+}
+
+const aclDefault = "system.posix_acl_default"
+
+// checkHeir refuses a directory that was made without an entry, and with nothing
+// below, where it or the one that it is in hands down a group or an access list:
+// what it has of that, and what is in it, depends on when it was made.
 func (r *rebase) checkHeir(e *tree.Entry, path string) error {
 	own, err := tree.OpenChild(e.Dir, e.Name)
 	if err != nil {
@@ -105,7 +127,7 @@ func handsDown(dir int) (bool, error) {
 	if err := unix.Fstat(dir, &st); err != nil || st.Mode&unix.S_ISGID != 0 {
 		return err == nil, err
 	}
-	return hasAttr(dir, "system.posix_acl_default")
+	return hasAttr(dir, aclDefault)
 }
 
 // openBelow opens a directory that is below for reading.
