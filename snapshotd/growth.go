@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -134,7 +135,12 @@ func (c *unpacking) blob(l *rising, f *flight, whole bool) *arrival.Blob {
 func (c *unpacking) sow(ctx context.Context, l *rising, on []driver.Ref) (*sapling, error) {
 	r := record{ID: c.s.last.Add(1), Kind: snapshot.Active, Labels: label.Clean(l.Labels)}
 	t := &sapling{Snapshot: c.known("unpack "+strconv.FormatUint(r.ID, 10)+" "+l.name, r, on)}
-	t.release, _ = c.s.tryHold(r.ID) // nobody else knows the id
+	made := c.s.make(r.ID)
+	release, _ := c.s.tryHold(r.ID) // nobody else knows the id
+	t.release = func() {
+		release()
+		made()
+	}
 	c.mu.Lock()
 	c.made = append(c.made, t)
 	c.mu.Unlock()
@@ -174,16 +180,27 @@ func (c *unpacking) extract(ctx context.Context, l *rising, b *arrival.Blob, alo
 	return t, nil
 }
 
-// settle makes a tree what it is to be for good.
+// settle makes a tree what it is to be for good. As in a commit, the note is
+// written before the tree is durable.
 func (c *unpacking) settle(ctx context.Context, l *rising, t *sapling) (err error) {
 	on := c.below(l)
-	as := c.known(l.name, record{ID: t.ID, Kind: snapshot.Committed, Labels: label.Clean(l.Labels)}, on)
+	now := time.Now().UTC()
+	l.made = record{ID: t.ID, Kind: snapshot.Committed, Parent: l.parent, Labels: label.Clean(l.Labels), Created: now, Updated: now}
+	l.origin = origin{Layers: []extracted{{l.MediaType, l.Digest, l.Size, l.DiffID}}}
+	if err := c.s.tell(note{c.owner(l.name), l.made, l.origin, false}); err != nil {
+		return err
+	}
+	as := c.known(l.name, l.made, on)
+	var usage snapshot.Usage
 	if b, ok := c.d.(driver.Batcher); ok {
 		if err = b.Settle(ctx, t.Snapshot, as); err == nil {
-			t.usage, err = c.d.Usage(ctx, as)
+			usage, err = c.d.Usage(ctx, as)
 		}
 	} else {
-		t.usage, err = c.d.Commit(ctx, t.Snapshot, as)
+		usage, err = c.d.Commit(ctx, t.Snapshot, as)
+	}
+	if err == nil && hasNotes(c.snapshotter) {
+		l.origin.Sum, err = sumOf(ctx, c.d, as)
 	}
 	if err != nil {
 		return err
@@ -191,6 +208,7 @@ func (c *unpacking) settle(ctx context.Context, l *rising, t *sapling) (err erro
 	c.mu.Lock()
 	t.Ref = as.Ref
 	c.mu.Unlock()
+	l.made.Inodes, l.made.Size = usage.Inodes, usage.Size
 	l.own, l.trees = t, append([]driver.Ref{as.Ref}, slices.Clone(on)...)
 	return nil
 }

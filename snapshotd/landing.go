@@ -11,8 +11,6 @@ import (
 
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/kv"
-	"github.com/gantryd/gantry/services/label"
-	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/unpack"
 	"github.com/gantryd/gantry/snapshotd/driver"
 )
@@ -70,6 +68,13 @@ func (c *unpacking) commit(ctx context.Context, layers []*rising) error {
 			return err
 		}
 	}
+	for _, l := range layers {
+		if own(l) {
+			if err := c.s.tell(note{c.owner(l.name), l.made, l.origin, true}); err != nil {
+				return err
+			}
+		}
+	}
 	var taken []*rising
 	if err := c.s.db.Update(ctx, func(tx *kv.Tx) error {
 		taken = nil
@@ -105,16 +110,12 @@ func (c *unpacking) record(ctx context.Context, tx *kv.Tx, l *rising) (there boo
 			return false, err
 		}
 	}
-	now := time.Now().UTC()
-	r := record{
-		ID: l.own.ID, Kind: snapshot.Committed, Parent: l.parent, Labels: label.Clean(l.Labels),
-		Created: now, Updated: now, Inodes: l.own.usage.Inodes, Size: l.own.usage.Size,
-	}
 	// As if it had been prepared before: who follows the events knows it then.
-	key := "unpack " + l.name
+	key, now := "unpack "+l.name, l.made.Created
 	return false, errors.Join(
-		raiseLast(tx, r.ID),
-		c.put(tx, l.name, r, c.d.Traits()),
+		raiseLast(tx, l.made.ID),
+		c.put(tx, l.name, l.made, c.d.Traits()),
+		tx.PutJSON(originKey(l.made.ID), l.origin),
 		c.join(tx, c.lease, l.name),
 		c.s.box.Add(ctx, tx, event.New(c.namespace, now, event.SnapshotPrepare{Key: key, Parent: l.parent, Snapshotter: c.snapshotter})),
 		c.s.box.Add(ctx, tx, event.New(c.namespace, now, event.SnapshotCommit{Key: key, Name: l.name, Snapshotter: c.snapshotter})),
@@ -129,6 +130,9 @@ func (c *unpacking) landed(l *rising, taken bool) {
 		c.mu.Lock()
 		c.made = slices.DeleteFunc(c.made, func(t *sapling) bool { return t == l.own })
 		c.mu.Unlock()
+		if c.s.spent.note(c.d, driver.Ref{ID: l.own.ID}) {
+			c.s.ring()
+		}
 	}
 	if l.mine == nil {
 		return // existed, or is somebody else's, who says how it went

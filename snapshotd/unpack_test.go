@@ -11,25 +11,27 @@ import (
 )
 
 func TestUnpacking(t *testing.T) {
-	unpacktest.Run(t, unpackFixture)
+	onEach(t, func(t *testing.T, snapshotter string) {
+		unpacktest.Run(t, func(t *testing.T, n unpacktest.Node) unpacktest.Fixture { return unpackInto(t, n, snapshotter) })
+	})
 }
 
 func TestUnpackingAcrossTheWire(t *testing.T) {
 	unpacktest.Run(t, func(t *testing.T, n unpacktest.Node) unpacktest.Fixture {
-		f := unpackFixture(t, n)
+		f := unpackInto(t, n, Overlayfs)
 		inner := f.Services
 		f.Services = unpackrpc.NewClient(rpctest.Pipe(t, func(r grpc.ServiceRegistrar) { unpackrpc.Register(r, inner) }))
 		return f
 	})
 }
 
-// unpackFixture also holds that nothing is left on the disk that is nobody's.
-func unpackFixture(t *testing.T, n unpacktest.Node) unpacktest.Fixture {
+// unpackInto also holds that nothing is left on the disk that is nobody's.
+func unpackInto(t *testing.T, n unpacktest.Node, snapshotter string) unpacktest.Fixture {
 	needs := testNeeds(t)
 	needs.Content, needs.Leases = n.Blobs, n.Leases
-	s := openTest(t, testConfig(t), needs)
+	s := openTest(t, configOf(t, snapshotter), needs)
 	t.Cleanup(func() { wantTidy(t, s, "in the end") })
-	return unpacktest.Fixture{Services: s.Unpacking(), Snapshots: s, Snapshotter: Overlayfs, Members: s}
+	return unpacktest.Fixture{Services: s.Unpacking(), Snapshots: s, Snapshotter: snapshotter, Members: s}
 }
 
 func TestUnpackingOutside(t *testing.T) {

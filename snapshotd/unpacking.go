@@ -44,14 +44,15 @@ type rising struct {
 	settled chan struct{} // closed when nothing will change any more
 	trees   []driver.Ref  // of the snapshot and what is below, the topmost first
 	own     *sapling      // nil if it is there already, or somebody else made it
+	made    record        // of own
+	origin  origin        // of own
 }
 
 // A sapling is a tree that is not a snapshot's yet. It has no record: what a
 // crash leaves of it is found when the store is opened.
 type sapling struct {
 	driver.Snapshot
-	release func() // see Store.hold
-	usage   snapshot.Usage
+	release func() // see Store.hold, and Store.make
 }
 
 // begin looks what there is already, which becomes a resource of the lease.
