@@ -78,7 +78,7 @@ func (p places) Place(ns, path string) (mounter.Place, error) {
 		r, err := o.shelf().get(tx, o.Name)
 		beside := d.Traits().Beside && parts[1] == "snapshots"
 		// Whoever could write to the directory itself could write the images.
-		place.Write = r.Kind == snapshot.Active && !(beside && len(parts) == 3)
+		place.Write = r.Kind == snapshot.Active && (!beside || len(parts) != 3)
 		place.Image = beside && len(parts) == 4 && !strings.Contains(parts[3], "/")
 		return err
 	}); err != nil {

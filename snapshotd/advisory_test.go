@@ -65,7 +65,7 @@ func TestAdvisoryNothingOfAnImageIsRun(t *testing.T) {
 		t.Fatalf("go list: %v", err)
 	}
 	runs := []string{"/mounter/make.go"} // mkfs, of the host
-	for _, file := range strings.Fields(string(out)) {
+	for file := range strings.FieldsSeq(string(out)) {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/gantryd/gantry/services/snapshot"
@@ -114,9 +115,9 @@ func readNote(path string, id uint64) ([]note, error) {
 	}
 	var all []note
 	lines := bytes.Split(b, []byte{'\n'})
-	for i := len(lines) - 1; i >= 0; i-- {
+	for _, line := range slices.Backward(lines) {
 		var n note
-		if json.Unmarshal(lines[i], &n) == nil && n.ID == id && n.Name != "" && n.Kind != "" {
+		if json.Unmarshal(line, &n) == nil && n.ID == id && n.Name != "" && n.Kind != "" {
 			all = append(all, n)
 		}
 	}

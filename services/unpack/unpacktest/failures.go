@@ -128,15 +128,15 @@ func arriving(t *testing.T, s suite) {
 
 // bring writes layers from the last on, byte by byte.
 func (s suite) bring(t *testing.T, layers []unpack.Layer, archives [][]byte) {
-	for i := len(layers) - 1; i >= 0; i-- {
+	for i, l := range slices.Backward(layers) {
 		b := difftest.Gzip(archives[i])
-		w := s.begin(t, layers[i], nil)
+		w := s.begin(t, l, nil)
 		for part := range slices.Chunk(b, 7) {
 			if _, err := w.Write(part); err != nil {
 				t.Errorf("Write: %v", err)
 			}
 		}
-		if err := w.Commit(t.Context(), 0, layers[i].Digest, nil); err != nil {
+		if err := w.Commit(t.Context(), 0, l.Digest, nil); err != nil {
 			t.Errorf("Commit: %v", err)
 		}
 		w.Close()
