@@ -91,10 +91,11 @@ func (s *Store) make(id uint64) (made func()) {
 	}
 }
 
+// isMaking says whether a tree gets a record soon, or somebody works on it.
 func (s *Store) isMaking(id uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.making[id]
+	return s.making[id] || s.held[id] != nil
 }
 
 // noteMax is how long a note is at most that is read.

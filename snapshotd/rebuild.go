@@ -69,6 +69,9 @@ func (s *Store) rebuild(ctx context.Context) (backup.Report, error) {
 func (b *rebuilding) look(ctx context.Context) (err error) {
 	b.mu.Lock()
 	b.young, b.last = maps.Clone(b.making), b.Store.last.Load()
+	for id := range b.held {
+		b.young[id] = true
+	}
 	b.mu.Unlock()
 	if b.trees, err = b.Store.trees(ctx); err != nil {
 		return err
