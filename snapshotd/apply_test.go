@@ -288,6 +288,83 @@ func TestDetachedLayerThroughALink(t *testing.T) {
 	}
 }
 
+// TestDetachedLayerThatDisplacesItself is fine where nothing comes below it.
+func TestDetachedLayerThatDisplacesItself(t *testing.T) {
+	onEach(t, func(t *testing.T, snapshotter string) {
+		blobs := difftest.NewBlobs()
+		s := openBlobsOn(t, snapshotter, blobs)
+		sn := inOf(t, s, one, snapshotter)
+		if !sn.d.Traits().Rebase {
+			t.Skip("nothing is extracted detached")
+		}
+		for _, key := range []string{"base", "top"} {
+			m := prepare(t, sn, key, "")
+			if snapshotter == Overlayfs {
+				m = detached(m)
+			}
+			applyLayer(t, s, blobs, one, m, difftest.Tar(difftest.Symlink("l", "/usr"), difftest.Dir("l"), difftest.File("l/f", key), difftest.File("d/e/f", ""), difftest.File("d", "")))
+		}
+		commitTo(t, sn, "base done", "base", "")
+		err := sn.Commit(t.Context(), "top done", "top", snapshot.Options{Parent: "base done"})
+		if !errors.Is(err, errdefs.ErrFailedPrecondition) {
+			t.Errorf("Commit: %v, want %v", err, errdefs.ErrFailedPrecondition)
+		}
+		commitTo(t, sn, "top alone", "top", "")
+		for key, want := range map[string]string{"base done": "base", "top alone": "top"} {
+			if diff := cmp.Diff(map[string]string{"d": "file ", "l": "dir", "l/f": "file " + want}, lookIn(t, sn, key)); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", key, diff)
+			}
+		}
+	})
+}
+
+// TestARebaseThatFailedFitsNoOtherParent: it has dropped what hid nothing in the
+// parent that it was tried on.
+func TestARebaseThatFailedFitsNoOtherParent(t *testing.T) {
+	onEach(t, func(t *testing.T, snapshotter string) {
+		disk := &badSync{Disk: driver.Files{}}
+		blobs := difftest.NewBlobs()
+		needs := quietNeeds(t)
+		needs.Content = blobs
+		cfg := configOf(t, snapshotter)
+		s, err := open(cfg, needs, disk, kernel.New())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { s.Close() }()
+		sn := inOf(t, s, one, snapshotter)
+		if !sn.d.Traits().Rebase {
+			t.Skip("it has its parent from the beginning")
+		}
+		for key, layer := range map[string][]byte{"a": difftest.Tar(difftest.File("a", "")), "b": difftest.Tar(difftest.File("b", ""))} {
+			applyLayer(t, s, blobs, one, prepare(t, sn, key, ""), layer)
+			commitTo(t, sn, key+" done", key, "")
+		}
+		m := prepare(t, sn, "top", "")
+		if snapshotter == Overlayfs {
+			m = detached(m)
+		}
+		applyLayer(t, s, blobs, one, m, difftest.Tar(difftest.File(".wh.a", ""), difftest.File(".wh.b", ""), difftest.File("c", "")))
+		disk.bad = true
+		if err := sn.Commit(t.Context(), "top done", "top", snapshot.Options{Parent: "a done"}); !errors.Is(err, errSync) {
+			t.Errorf("Commit: %v, want %v", err, errSync)
+		}
+		disk.bad = false
+		s.Close()
+		if s, err = open(cfg, needs, disk, kernel.New()); err != nil {
+			t.Fatal(err)
+		}
+		sn = inOf(t, s, one, snapshotter)
+		if err := sn.Commit(t.Context(), "top done", "top", snapshot.Options{Parent: "b done"}); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+			t.Errorf("Commit on another parent: %v, want %v", err, errdefs.ErrFailedPrecondition)
+		}
+		commitTo(t, sn, "top done", "top", "a done")
+		if got := slices.Sorted(maps.Keys(lookIn(t, sn, "top done"))); !slices.Equal(got, []string{"c"}) {
+			t.Errorf("it has %q", got)
+		}
+	})
+}
+
 // TestHostileDetachedLayers puts the corpus over its layers afterwards. Some
 // cannot be, none does harm.
 func TestHostileDetachedLayers(t *testing.T) {

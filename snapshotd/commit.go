@@ -119,6 +119,9 @@ func (c *commit) recheck() error {
 // may the record say that they are. The note is written before, so that it is
 // durable with them; what it says is only true with what is appended after.
 func (c *commit) finish(ctx context.Context) (err error) {
+	if err := c.intend(ctx); err != nil {
+		return err
+	}
 	c.become()
 	c.origin.Layers = c.s.layersOf(c.active.ID)
 	if err := c.s.tell(note{c.owner(c.name), c.made, c.origin, false}); err != nil {
@@ -136,6 +139,34 @@ func (c *commit) finish(ctx context.Context) (err error) {
 		}
 	}
 	return c.s.tell(note{c.owner(c.name), c.made, c.origin, true})
+}
+
+// intend notes on which tree one without a parent is put: what hides nothing
+// there is dropped from it.
+func (c *commit) intend(ctx context.Context) error {
+	if c.active.Parent != "" || c.parent == "" {
+		return nil
+	}
+	on := c.lower[0].ID
+	switch c.active.Onto {
+	case on:
+		return nil
+	case 0:
+	default:
+		return fmt.Errorf("was begun to be put on another parent than %s: %w", c.parent, errdefs.ErrFailedPrecondition)
+	}
+	c.active.Onto = on
+	return c.s.db.Update(ctx, func(tx *kv.Tx) error {
+		r, err := c.get(tx, c.key)
+		if err != nil {
+			return err
+		}
+		if r.ID != c.active.ID {
+			return fmt.Errorf("snapshot %s: %w", c.key, errdefs.ErrNotFound)
+		}
+		r.Onto = on
+		return tx.PutJSON(c.recordKey(c.key), r)
+	})
 }
 
 // become makes up the record of the name.

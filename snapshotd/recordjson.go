@@ -32,6 +32,9 @@ func (r *record) UnmarshalJSON(p []byte) error {
 	if s.Next(`,"size":`) {
 		fast.Size = s.Number()
 	}
+	if s.Next(`,"onto":`) {
+		fast.Onto = uint64(s.Number())
+	}
 	if s.Next(`,"key":`) {
 		fast.Key = string(s.Text())
 	}

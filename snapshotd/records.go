@@ -25,6 +25,10 @@ type record struct {
 	Inodes  int64             `json:"inodes,omitempty"` // of a committed one
 	Size    int64             `json:"size,omitempty"`   // of a committed one, in bytes
 
+	// Onto is the tree that an active one without a parent began to be put on:
+	// after that it fits no other.
+	Onto uint64 `json:"onto,omitempty"`
+
 	// Key is what an external snapshotter calls it, if that is not what ref
 	// makes of the rest.
 	Key string `json:"key,omitempty"`

@@ -30,6 +30,13 @@ func (d *badSync) SyncFS(path string) error {
 	return d.Disk.SyncFS(path)
 }
 
+func (d *badSync) Publish(path string, write func(*os.File) error) error {
+	if d.bad {
+		return errSync
+	}
+	return d.Disk.Publish(path, write)
+}
+
 // TestACommitThatFailsLeavesItWritable is about what a commit freezes.
 func TestACommitThatFailsLeavesItWritable(t *testing.T) {
 	onEach(t, func(t *testing.T, snapshotter string) {

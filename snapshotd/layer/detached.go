@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,6 +14,9 @@ import (
 const (
 	DetachedAttr = "trusted.gantry.detached"
 	ImplicitAttr = "trusted.gantry.implicit"
+
+	Free     = "y" // may be put over others
+	Grounded = "n" // is as it is to be with nothing below, and may be wrong on others
 
 	Implicit = "y" // has no entry: owner and mode are those of the layer below
 	Passed   = "e" // got its entry later
@@ -32,9 +34,9 @@ func (x *extractor) lacks(err error) error {
 	return fmt.Errorf("%w: %w", ErrBelow, err)
 }
 
-// displaces is ErrBelow if a detached layer replaces one of its own directories,
-// or puts one in the place of something else of its own: what went through the
-// one, or is hidden by the other, only the layers below know.
+// displaces grounds a detached layer that replaces one of its own directories, or
+// puts one in the place of something else of its own: what went through the one,
+// or is hidden by the other, only the layers below know.
 func (x *extractor) displaces(dir int, name string, directory bool) error {
 	if !x.target.Detached {
 		return nil
@@ -46,7 +48,7 @@ func (x *extractor) displaces(dir int, name string, directory bool) error {
 	if !directory && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return nil
 	}
-	return fmt.Errorf("%w: one entry in the place of another: %w", ErrBelow, errdefs.ErrFailedPrecondition)
+	return mark(x.own, ".", DetachedAttr, Grounded, 0)
 }
 
 // explicit notes that a directory has got an entry.

@@ -122,24 +122,25 @@ func (x *extractor) implicit(dir int, name string) error {
 	if !x.target.Detached {
 		return nil
 	}
-	return mark(dir, name, ImplicitAttr)
+	return mark(dir, name, ImplicitAttr, Implicit, 0)
 }
 
 // markRoot marks the root, which is implicit until there is an entry for it.
 func (x *extractor) markRoot(implicit bool) error {
-	if err := mark(x.own, ".", DetachedAttr); err != nil || !implicit {
+	err := mark(x.own, ".", DetachedAttr, Free, unix.XATTR_CREATE)
+	if err != nil && !errors.Is(err, unix.EEXIST) || !implicit {
 		return err
 	}
-	return mark(x.own, ".", ImplicitAttr)
+	return mark(x.own, ".", ImplicitAttr, Implicit, 0)
 }
 
-func mark(dir int, name, attr string) error {
+func mark(dir int, name, attr, value string, flags int) error {
 	fd, err := tree.OpenChild(dir, name)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Fsetxattr(fd, attr, []byte("y"), 0)
+	return unix.Fsetxattr(fd, attr, []byte(value), flags)
 }
 
 func (x *extractor) file(d *directory, dir, base string, size int64, a *attributes, body io.Reader) error {

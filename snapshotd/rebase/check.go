@@ -148,16 +148,17 @@ func kindOf(e *tree.Entry) (kind string, opaque bool, err error) {
 		return "", false, err
 	}
 	defer unix.Close(fd)
-	if kind, err = kindAt(fd); kind == "" || err != nil {
+	if kind, err = attrAt(fd, layer.ImplicitAttr); kind == "" || err != nil {
 		return kind, false, err
 	}
 	opaque, err = hasAttr(fd, kernel.OverlayAttrs()+"opaque")
 	return kind, opaque, err
 }
 
-func kindAt(fd int) (string, error) {
+// attrAt returns one of the short values of the marks; empty if there is none.
+func attrAt(fd int, name string) (string, error) {
 	var b [8]byte
-	n, err := unix.Fgetxattr(fd, layer.ImplicitAttr, b[:])
+	n, err := unix.Fgetxattr(fd, name, b[:])
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 		return "", nil
 	}

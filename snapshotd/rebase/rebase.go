@@ -25,12 +25,16 @@ import (
 //
 // A layer that would have become something else on top of what is below is
 // [errdefs.ErrFailedPrecondition], and unchanged: one that goes through a link, or
-// something that is no directory, or makes things in a directory that hands down
-// its group or its access list.
+// something that is no directory, makes things in a directory that hands down
+// its group or its access list, or has one entry in the place of another.
 func Onto(ctx context.Context, own *os.File, below func() (*os.File, error)) error {
 	r := rebase{own: int(own.Fd()), below: -1}
-	if detached, err := r.detached(); err != nil || !detached {
+	kind, err := r.detached()
+	switch {
+	case err != nil || kind == "":
 		return err
+	case kind == layer.Grounded && below != nil:
+		return refuse("", "has one entry in the place of another")
 	}
 	if below != nil {
 		under, err := below()
@@ -103,14 +107,14 @@ func splitPath(path string) (dir, base string) {
 	return "", path
 }
 
-// detached tells whether a layer was extracted detached.
-func (r *rebase) detached() (bool, error) {
+// detached returns how a layer was extracted: empty if not detached.
+func (r *rebase) detached() (string, error) {
 	fd, err := tree.Reopen(r.own)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	defer unix.Close(fd)
-	return hasAttr(fd, layer.DetachedAttr)
+	return attrAt(fd, layer.DetachedAttr)
 }
 
 // root is dir for the root, whose mode is always that of a new snapshot, and
@@ -129,7 +133,7 @@ func (r *rebase) root() error {
 }
 
 func (r *rebase) mendRoot(fd int) error {
-	kind, err := kindAt(fd)
+	kind, err := attrAt(fd, layer.ImplicitAttr)
 	if err != nil {
 		return err
 	}
