@@ -44,6 +44,9 @@ func (memberRows) Leave(tx *kv.Tx, ns, id string, r lease.Resource) error {
 	return leave(tx, ns, id, r)
 }
 
+// snapshotsDir is where each snapshotter has its trees, below its directory.
+const snapshotsDir = "snapshots"
+
 // places are the snapshots as mounts find them.
 type places struct{ s *Store }
 
@@ -55,12 +58,12 @@ func (p places) Place(ns, path string) (mounter.Place, error) {
 		return mounter.Place{}, fmt.Errorf("path %.300q is in no snapshot here: %w", path, errdefs.ErrNotImplemented)
 	}
 	refused := fmt.Errorf("path %.300q is in no snapshot of the namespace: %w", path, errdefs.ErrInvalidArgument)
-	parts := strings.SplitN(rel, "/", 4) // <snapshotter>/<directory>/<id>/<rest>
+	parts := strings.SplitN(rel, "/", 4) // <snapshotter>/snapshots/<id>/<rest>
 	if len(parts) < 3 {
 		return mounter.Place{}, refused
 	}
 	id, err := strconv.ParseUint(parts[2], 10, 64)
-	if err != nil || strconv.FormatUint(id, 10) != parts[2] {
+	if err != nil || strconv.FormatUint(id, 10) != parts[2] || parts[1] != snapshotsDir {
 		return mounter.Place{}, refused
 	}
 	var place mounter.Place
@@ -76,7 +79,7 @@ func (p places) Place(ns, path string) (mounter.Place, error) {
 			return refused
 		}
 		r, err := o.shelf().get(tx, o.Name)
-		beside := d.Traits().Beside && parts[1] == "snapshots"
+		beside := d.Traits().Beside
 		// Whoever could write to the directory itself could write the images.
 		place.Write = r.Kind == snapshot.Active && (!beside || len(parts) != 3)
 		place.Image = beside && len(parts) == 4 && !strings.Contains(parts[3], "/")
@@ -85,12 +88,14 @@ func (p places) Place(ns, path string) (mounter.Place, error) {
 		return mounter.Place{}, err
 	}
 	place.Rest = strings.Join(parts[3:], "")
-	root, err := os.OpenFile(p.s.cfg.Root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	// From here on down: what a snapshotter has may be on a file system of its own,
+	// mounted at its directory.
+	all, err := os.OpenFile(filepath.Join(p.s.rootOf(parts[0]), snapshotsDir), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return mounter.Place{}, err
 	}
-	defer root.Close()
-	if place.Dir, err = mounter.Beneath(root, strings.Join(parts[:3], "/")); err != nil {
+	defer all.Close()
+	if place.Dir, err = mounter.Beneath(all, parts[2]); err != nil {
 		return mounter.Place{}, fmt.Errorf("%w (%v)", refused, err)
 	}
 	return place, nil

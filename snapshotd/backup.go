@@ -40,7 +40,7 @@ func keeping(cfg Config, d driver.Disk, log *slog.Logger) keep.Options {
 // for a snapshot.
 func hasTrees(root string) (bool, error) {
 	for name := range openers {
-		for _, dir := range []string{notesDir, "snapshots"} {
+		for _, dir := range []string{notesDir, snapshotsDir} {
 			entries, err := os.ReadDir(filepath.Join(root, name, dir))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return false, err

@@ -178,10 +178,32 @@ func (c *commit) become() {
 	}
 }
 
-// undo has the note say what the record says.
+// undo has the note say what the record says, and the tree be what it was.
 func (c *commit) undo() {
 	if c.made.ID != 0 {
 		c.s.tellLater(note{owner: c.owner(c.key), record: c.active})
+		c.s.thaw(c.d, c.shelf, c.key, c.made.ID)
+	}
+}
+
+// thaw makes an active snapshot writable that a commit has frozen, while nobody
+// else changes its tree: one whose id is held, or at start. What was committed
+// after all, or removed, stays as it is.
+func (s *Store) thaw(d driver.Driver, h shelf, key string, id uint64) {
+	f, ok := d.(driver.Freezer)
+	if !ok {
+		return
+	}
+	var r record
+	err := s.db.View(func(tx *kv.Tx) (err error) {
+		r, err = h.get(tx, key)
+		return err
+	})
+	if err == nil && r.ID == id && r.Kind == snapshot.Active {
+		err = f.Thaw(h.known(key, r, nil))
+	}
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		s.log.Error("a snapshot cannot be written until the store is opened again", "snapshotter", h.snapshotter, "namespace", h.namespace, "snapshot", key, "err", err)
 	}
 }
 

@@ -153,6 +153,9 @@ func (s *Store) mend(ctx context.Context, k kept) error {
 		s.spent.note(d, own.Ref)
 	}
 	if d.Has(ctx, own) {
+		if own.Kind == snapshot.Active {
+			s.thaw(d, k.owner.shelf(), k.owner.Name, own.ID) // a commit may have been cut short
+		}
 		return nil
 	}
 	log := s.log.With("snapshotter", k.owner.Snapshotter, "namespace", k.owner.Namespace, "snapshot", k.owner.Name, "id", own.ID)

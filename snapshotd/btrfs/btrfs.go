@@ -22,7 +22,6 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/snapshotd/driver"
 	"github.com/gantryd/gantry/snapshotd/layer"
@@ -32,7 +31,10 @@ import (
 // A Driver is the subvolumes below one directory.
 type Driver struct{ driver.Whole }
 
-var _ driver.Driver = (*Driver)(nil)
+var (
+	_ driver.Driver  = (*Driver)(nil)
+	_ driver.Freezer = (*Driver)(nil)
+)
 
 // Open opens or makes the subvolumes below root, which must be a clean absolute
 // path. An error says why there can be none here.
@@ -78,7 +80,7 @@ func (d *Driver) make(s driver.Snapshot, path string) error {
 	if len(s.Parents) == 0 {
 		return disk.MakeVolume(path, 0o755)
 	}
-	// A call of Mounts beside its commit may have made it one to write to.
+	// The records may be those of a backup that had it active, and thawed it.
 	if err := d.freeze(s.Parents[0].ID, true); err != nil {
 		return fmt.Errorf("parent: %w", err)
 	}
@@ -98,16 +100,8 @@ func (d *Driver) freeze(id uint64, readOnly bool) error {
 	return d.Dirs.Disk.FreezeVolume(d.Path(id), readOnly)
 }
 
-// Mounts implements driver.Driver. A commit that did not come to its end has
-// left the subvolume frozen.
-func (d *Driver) Mounts(ctx context.Context, s driver.Snapshot) ([]mount.Mount, error) {
-	if s.Kind == snapshot.Active {
-		if err := d.freeze(s.ID, false); err != nil {
-			return nil, err
-		}
-	}
-	return d.Whole.Mounts(ctx, s)
-}
+// Thaw implements driver.Freezer.
+func (d *Driver) Thaw(s driver.Snapshot) error { return d.freeze(s.ID, false) }
 
 // Extract implements driver.Driver.
 func (d *Driver) Extract(ctx context.Context, s driver.Snapshot, alone bool) (layer.Target, func() error, error) {

@@ -144,6 +144,14 @@ type Summer interface {
 	Sum(ctx context.Context, s Snapshot) (string, error)
 }
 
+// A Freezer lets nobody write to a tree from its commit on, also not whoever has
+// it mounted.
+type Freezer interface {
+	// Thaw makes an active snapshot writable whose commit did not become true.
+	// Like what changes its tree, it runs alone.
+	Thaw(s Snapshot) error
+}
+
 // An Env is what drivers stand on.
 type Env struct {
 	Disk   Disk

@@ -178,9 +178,14 @@ func (n scoped) intend(ctx context.Context, name string, r record, l lease.Ref) 
 	return err
 }
 
+// giveUpTime is how long the records may take to be told of what failed. What they
+// are not told, the next start finds.
+const giveUpTime = 30 * time.Second
+
 // giveUp undoes what was made, now or, if something is in the way, later.
 func (n scoped) giveUp(ctx context.Context, name string, p place) error {
-	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUpTime)
+	defer cancel()
 	if err := n.s.undo(p); err != nil {
 		n.s.needs.Log.Warn("mounts of an activation that failed are still there", "name", name, "err", err)
 		return n.s.needs.Records.Release(ctx, func(tx *kv.Tx) error { return n.s.abandon(tx, n.scope.Name, name, p) })

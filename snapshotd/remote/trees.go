@@ -17,6 +17,7 @@ import (
 	"github.com/gantryd/gantry/snapshotd/driver"
 	"github.com/gantryd/gantry/snapshotd/kernel"
 	"github.com/gantryd/gantry/snapshotd/layer"
+	"github.com/gantryd/gantry/snapshotd/tree"
 )
 
 // The trees are where the snapshotter says that they are: what is mounted here is
@@ -135,12 +136,19 @@ func (d *Driver) Sync(ctx context.Context, s driver.Snapshot) error {
 	default:
 		return nil
 	}
-	f, err := os.Open(dir)
+	f, err := open(dir)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return unix.Syncfs(int(f.Fd()))
+	// A descriptor for paths only cannot be synced. Nothing but a directory is
+	// opened: a pipe would wait, and a device does what it does.
+	fd, err := tree.Reopen(int(f.Fd()))
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	return unix.Syncfs(fd)
 }
 
 // kind gives the kind to what cannot be mounted here.
