@@ -32,9 +32,10 @@ func (c *unpacking) grow(ctx context.Context, l *rising, leave func()) error {
 	if leave != nil {
 		defer leave() // however it ends
 	}
-	alone, whole := l.index > 0 && c.detaches(), false
+	alone := l.index > 0 && c.detaches()
+	b := c.blob(l, l.flight.Load(), false)
 	for {
-		err := c.attempt(ctx, l, alone, whole, leave)
+		err := c.attempt(ctx, l, b, alone, leave)
 		leave = nil
 		switch {
 		case err == nil:
@@ -43,9 +44,9 @@ func (c *unpacking) grow(ctx context.Context, l *rising, leave func()) error {
 		case alone && errors.Is(err, errInPlace):
 			c.s.log.Debug("a layer is extracted in its place", "digest", l.Digest, "err", err)
 			alone = false
-		case l.Ingest != "" && !whole && (errors.Is(err, arrival.ErrOther) || errors.Is(err, errdefs.ErrInvalidArgument) || errors.Is(err, errdefs.ErrFailedPrecondition)):
+		case l.Ingest != "" && !b.Whole && (errors.Is(err, arrival.ErrOther) || errors.Is(err, errdefs.ErrInvalidArgument) || errors.Is(err, errdefs.ErrFailedPrecondition)):
 			c.s.log.Info("the bytes of a layer changed while they arrived", "digest", l.Digest, "err", err)
-			whole = true
+			b.Whole = true
 		default:
 			return err
 		}
@@ -57,7 +58,7 @@ func (c *unpacking) grow(ctx context.Context, l *rising, leave func()) error {
 var errInPlace = errors.New("the layer needs those below it")
 
 // attempt extracts a layer into a new tree, and settles it.
-func (c *unpacking) attempt(ctx context.Context, l *rising, alone, whole bool, leave func()) error {
+func (c *unpacking) attempt(ctx context.Context, l *rising, b *arrival.Blob, alone bool, leave func()) error {
 	f := l.flight.Load()
 	f.phase.Store(unpack.Waiting)
 	f.read.Store(0)
@@ -66,7 +67,6 @@ func (c *unpacking) attempt(ctx context.Context, l *rising, alone, whole bool, l
 			return err
 		}
 	}
-	b := c.blob(l, f, whole)
 	if err := b.Await(ctx); err != nil {
 		return err
 	}

@@ -33,6 +33,10 @@ const (
 	pollMax = 100 * time.Millisecond
 )
 
+// blobTime is how often it is asked for the blob while there is an ingest: others
+// may bring it, and the ingest may be left over from somebody who has gone.
+const blobTime = time.Second
+
 // ErrOther says that what was read of an ingest is not what is there any more: it
 // was begun anew. The blob, when there is one, is to be read from its beginning.
 var ErrOther = errors.New("the bytes of the ingest were replaced while they were read")
@@ -52,6 +56,9 @@ type Blob struct {
 	Read *atomic.Int64
 
 	Stall time.Duration // instead of StallTime, if it is not 0
+
+	begun bool // the ingest was there once
+	there bool // the blob was
 }
 
 func (b *Blob) stallTime() time.Duration {
@@ -87,11 +94,11 @@ func (b *Blob) Await(ctx context.Context) error {
 // A watch looks how far an ingest is.
 type watch struct {
 	*Blob
-	begun   bool
 	started time.Time // of the ingest
 	offset  int64
 	moved   time.Time // when it was last further
 	gone    time.Time // since when it is not there; zero if it is
+	asked   time.Time // when it was last asked for the blob
 	wait    time.Duration
 }
 
@@ -107,20 +114,27 @@ func (w *watch) look(ctx context.Context) (there bool, err error) {
 			w.moved, w.wait = time.Now(), pollMin
 		}
 		w.gone = time.Time{}
-		return false, nil
+		if time.Since(w.asked) < blobTime {
+			return false, nil
+		}
 	case errors.Is(err, errdefs.ErrUnavailable):
 		return false, nil // the store starts again
 	case !errors.Is(err, errdefs.ErrNotFound):
 		return false, err
 	}
 	// The ingest is no more before the blob is there, or was never.
+	w.asked = time.Now()
+	arrives := err == nil
 	switch _, err := w.Store.Info(ctx, w.Digest); {
 	case err == nil:
+		w.there = true
 		return true, nil
 	case errors.Is(err, errdefs.ErrUnavailable):
 		return false, nil
 	case !errors.Is(err, errdefs.ErrNotFound):
 		return false, err
+	case arrives:
+		return false, nil
 	case w.begun && w.gone.IsZero():
 		w.gone = time.Now()
 	case w.begun && time.Since(w.gone) > goneTime:
@@ -150,7 +164,7 @@ func (w *watch) pause(ctx context.Context) error {
 // ingest may become another blob, or none. The error of a reader that cannot go
 // on with what it has read is ErrOther.
 func (b *Blob) Open(ctx context.Context) (io.ReadCloser, error) {
-	if b.Ingest != "" && !b.Whole && b.Files != nil {
+	if b.Ingest != "" && !b.there && !b.Whole && b.Files != nil {
 		f, st, err := b.Files.OpenIngest(ctx, b.Ingest)
 		switch {
 		case err == nil:
@@ -161,7 +175,7 @@ func (b *Blob) Open(ctx context.Context) (io.ReadCloser, error) {
 			return nil, err
 		}
 	}
-	if b.Ingest != "" {
+	if b.Ingest != "" && !b.there {
 		whole := *b
 		whole.Whole = true
 		if err := whole.Await(ctx); err != nil {
