@@ -187,14 +187,8 @@ func (x *extractor) hideOne(w whiteout) error {
 // hideBelow hides all that a directory had before this layer.
 func (x *extractor) hideBelow(dir int, path string) error {
 	if !x.made.off {
-		names, err := x.names(dir)
-		if err != nil {
+		if err := x.sift(dir, path); err != nil {
 			return err
-		}
-		for _, name := range names {
-			if err := x.removeOld(dir, path, name); err != nil {
-				return err
-			}
 		}
 	}
 	if !x.target.Overlay {
@@ -263,14 +257,8 @@ func (x *extractor) removeOld(dir int, at, name string) error {
 		return tree.Remove(x.ctx, dir, name)
 	}
 	defer unix.Close(fd)
-	names, err := tree.Names(fd)
-	if err != nil {
+	if err := x.sift(fd, path); err != nil {
 		return err
-	}
-	for _, n := range names {
-		if err := x.removeOld(fd, path, n); err != nil {
-			return err
-		}
 	}
 	if x.made.has(path) {
 		return nil
@@ -279,4 +267,9 @@ func (x *extractor) removeOld(dir int, at, name string) error {
 		return err
 	}
 	return nil
+}
+
+// sift removes what is in a directory, but for what this layer made.
+func (x *extractor) sift(dir int, at string) error {
+	return tree.Sift(x.ctx, dir, func(path string) bool { return x.made.has(join(at, path)) })
 }

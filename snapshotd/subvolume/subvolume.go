@@ -115,8 +115,17 @@ func Remove(ctx context.Context, dir int, name string) error {
 	if err := a.setName(name); err != nil {
 		return err
 	}
-	return with(dir, func(fd int) error { return ioctl(fd, iocSnapDestroy, a[:]) })
+	destroy := func(dir int) error { return ioctl(dir, iocSnapDestroy, a[:]) }
+	err = with(dir, destroy)
+	if errors.Is(err, unix.EPERM) && loosen(fd) {
+		err = with(dir, destroy)
+	}
+	return err
 }
+
+// loosen takes the marks from the root of a subvolume that keep it from being
+// removed, if it has any, and tells whether it was worth it.
+func loosen(vol int) bool { return SetReadOnly(vol, false) == nil && tree.Loosen(vol) }
 
 // removeInside removes the subvolumes in another, the innermost first.
 func removeInside(ctx context.Context, fd int, id uint64) error {
@@ -147,19 +156,34 @@ func destroy(fd int, id, in uint64) error {
 	var a volArgs
 	a.setID(id)
 	err := ioctl(fd, iocSnapDestroy, a[:])
-	if !errors.Is(err, unix.EROFS) {
-		return err
+	if errors.Is(err, unix.EROFS) {
+		// What it is in can only be read.
+		if err := withID(fd, in, func(vol int) error { return SetReadOnly(vol, false) }); err != nil {
+			return err
+		}
+		err = ioctl(fd, iocSnapDestroy, a[:])
 	}
-	// What it is in can only be read.
-	vol, err := openID(fd, in)
+	if errors.Is(err, unix.EPERM) {
+		// A root is marked, its own or that above. Where it is a directory
+		// between the two, it stays.
+		for _, vol := range []uint64{id, in} {
+			if err := withID(fd, vol, func(vol int) error { loosen(vol); return nil }); err != nil {
+				return err
+			}
+		}
+		err = ioctl(fd, iocSnapDestroy, a[:])
+	}
+	return err
+}
+
+// withID calls fn with the root of a subvolume, on the file system of fd.
+func withID(fd int, id uint64, fn func(vol int) error) error {
+	vol, err := openID(fd, id)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(vol)
-	if err := SetReadOnly(vol, false); err != nil {
-		return err
-	}
-	return ioctl(fd, iocSnapDestroy, a[:])
+	return fn(vol)
 }
 
 // firstChild returns a subvolume that is in another; 0 if there is none.

@@ -98,6 +98,21 @@ func TestWhatAContainerMadeInsideGoes(t *testing.T) {
 	must(t, os.MkdirAll(filepath.Join(at, "plain/dir"), 0o700), Remove(t.Context(), root, "plain"))
 }
 
+// TestWhatIsMarkedGoes has marks on the roots of subvolumes, of which one can only
+// be read.
+func TestWhatIsMarkedGoes(t *testing.T) {
+	at := mounted(t)
+	root := opened(t, at)
+	must(t, Make(root, "vol"), os.WriteFile(filepath.Join(at, "vol/f"), nil, 0o600), Make(opened(t, filepath.Join(at, "vol")), "in"))
+	if out, err := exec.Command("chattr", "+i", at+"/vol/f", at+"/vol/in", at+"/vol").CombinedOutput(); err != nil {
+		t.Fatalf("chattr: %v: %s", err, out)
+	}
+	must(t, SetReadOnly(opened(t, filepath.Join(at, "vol")), true), Remove(t.Context(), root, "vol"))
+	if entries, err := os.ReadDir(at); err != nil || len(entries) != 0 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
 func TestMeasureIsWhatWasWritten(t *testing.T) {
 	at := mounted(t)
 	root := opened(t, at)

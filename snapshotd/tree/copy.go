@@ -70,7 +70,7 @@ func (c *copier) run(from int) error {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
-		name, isDir, err := c.next()
+		name, isDir, err := c.src.next()
 		if err != nil {
 			return c.at("", err)
 		}
@@ -98,21 +98,6 @@ func (c *copier) run(from int) error {
 // at says where in the tree an error happened.
 func (c *copier) at(name string, err error) error {
 	return fmt.Errorf("%.300q: %w", join(c.src.String(), name), err)
-}
-
-// next returns the next name in the directory. One that was closed meanwhile is
-// read on from where it was.
-func (c *copier) next() (name string, isDir bool, err error) {
-	l := c.src.here()
-	if l.scan == nil {
-		if _, err := unix.Seek(l.fd, l.at, unix.SEEK_SET); err != nil {
-			return "", false, err
-		}
-		l.scan = newScanner(l.fd)
-	}
-	name, isDir, err = l.scan.next()
-	l.at = l.scan.at
-	return name, isDir, err
 }
 
 func (c *copier) down(src, dst int, name string) error {

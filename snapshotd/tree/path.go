@@ -26,8 +26,8 @@ type level struct {
 	id   identity
 	name string   // of the directory in the one above
 	subs []string // yet to be visited; for [Walk] only
-	scan *scanner // for [Remove] and [Copy] only
-	at   int64    // how far it was scanned; for [Copy] only
+	scan *scanner // not for [Walk]
+	at   int64    // how far it was scanned, by next
 
 	st unix.Stat_t // before it was scanned; for [Copy] only
 }
@@ -73,6 +73,21 @@ func (p *path) String() string {
 }
 
 func (p *path) here() *level { return &p.levels[len(p.levels)-1] }
+
+// next returns the next name in the directory. One that was closed meanwhile is
+// read on from where it was.
+func (p *path) next() (name string, isDir bool, err error) {
+	l := p.here()
+	if l.scan == nil {
+		if _, err := unix.Seek(l.fd, l.at, unix.SEEK_SET); err != nil {
+			return "", false, err
+		}
+		l.scan = newScanner(l.fd)
+	}
+	name, isDir, err = l.scan.next()
+	l.at = l.scan.at
+	return name, isDir, err
+}
 
 // up leaves the directory, which must not be the first.
 func (p *path) up() (left string, err error) {
