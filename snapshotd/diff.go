@@ -52,7 +52,7 @@ func (a applier) Diff(ctx context.Context, lower, upper []mount.Mount, o diff.Di
 		return ocispec.Descriptor{}, ctx.Err()
 	}
 	start := time.Now()
-	desc, err := p.diff(ctx, format, o)
+	desc, err := p.within(ctx, diffTime, format, o)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -128,6 +128,21 @@ func (p pair) hold(ctx context.Context) (release func(), err error) {
 		held = append(held, r)
 	}
 	return release, nil
+}
+
+// diffTime is how long a layer may take to be made.
+const diffTime = 2 * time.Hour
+
+// within is diff with a limit: [errdefs.ErrResourceExhausted] where that is not
+// enough.
+func (p pair) within(ctx context.Context, limit time.Duration, format pack.Format, o diff.DiffOptions) (ocispec.Descriptor, error) {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	desc, err := p.diff(limited, format, o)
+	if err != nil && ctx.Err() == nil && errors.Is(limited.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("the layer was not made in %v: %v: %w", limit, err, errdefs.ErrResourceExhausted)
+	}
+	return desc, err
 }
 
 // diff writes the layer into the content store.

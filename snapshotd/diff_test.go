@@ -23,6 +23,7 @@ import (
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/snapshotd/kernel"
+	"github.com/gantryd/gantry/snapshotd/pack"
 )
 
 // A layered store has the snapshots that clients make layers of: "base", "top" on
@@ -312,4 +313,26 @@ func (w silentWriter) Commit(ctx context.Context, size int64, d digest.Digest, l
 		return err
 	}
 	return w.Writer.Commit(ctx, size, d, labels)
+}
+
+// TestALayerHasALimitOfTime of its own, which is not the caller's.
+func TestALayerHasALimitOfTime(t *testing.T) {
+	s := openBlobs(t, difftest.NewBlobs())
+	mounts := prepare(t, in(t, s, one), "key", "")
+	p, err := applier{s, one}.pair(nil, mounts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	format, err := pack.FormatOf("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.within(t.Context(), 0, format, diff.DiffOptions{}); !errors.Is(err, errdefs.ErrResourceExhausted) {
+		t.Errorf("without time: %v, want %v", err, errdefs.ErrResourceExhausted)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := p.within(ctx, 0, format, diff.DiffOptions{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("of a caller who has gone: %v, want %v", err, context.Canceled)
+	}
 }

@@ -152,7 +152,10 @@
 // [Config].Applies layers are extracted or made at once, the others wait. Each
 // takes at most 64 MiB of memory and the disk down to [Config].FreeMinMiB. The
 // content store may send or take nothing of a layer for 30 seconds, and has five
-// minutes to make one durable. A call to an external snapshotter has 20 seconds to
+// minutes to make one durable. A layer that is made has at most 1 TiB of contents,
+// holes included, and is made in two hours; the names in the directories on one
+// path, and files with several names, take at most 256 MiB of memory then, and
+// where an EROFS image is made. A call to an external snapshotter has 20 seconds to
 // two minutes; 64 of them are under way at once, and after three in a row without
 // an answer the next are refused for five seconds. The mounts that it describes
 // have 256 KiB of text. A key is at most 4096 bytes and a label 4096.

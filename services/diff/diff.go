@@ -38,9 +38,11 @@ type Service interface {
 	// for; one that cannot be written is [errdefs.ErrNotImplemented]. Mounts that
 	// are not those of a snapshot of the namespace are
 	// [errdefs.ErrInvalidArgument], a tree that changes while it is read is
-	// [errdefs.ErrAborted], one that is removed is [errdefs.ErrNotFound], and one
+	// [errdefs.ErrAborted], one that is removed is [errdefs.ErrNotFound], one
 	// with something in it that no layer can say is
-	// [errdefs.ErrFailedPrecondition]. The same trees make the same bytes.
+	// [errdefs.ErrFailedPrecondition], and one that is more than the service makes
+	// a layer of is [errdefs.ErrResourceExhausted]. The same trees make the same
+	// bytes.
 	//
 	// The layer is a blob of the scope, and has the label [LabelUncompressed] if
 	// it is compressed, also if it was there before. An ingest under the ref is

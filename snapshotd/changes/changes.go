@@ -38,6 +38,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/snapshotd/tree"
 )
 
 // Trees are what is compared.
@@ -78,20 +80,29 @@ var ErrUnclear = errors.New("the upper directory does not tell the difference")
 // errChanged says that the trees did not stand still.
 var errChanged = fmt.Errorf("changed while it was read: %w", errdefs.ErrAborted)
 
+// memoryMax is how much memory a walk takes for the names in the directories on the
+// way, and for files with several names, in bytes: some three millions of either.
+const memoryMax = 256 << 20
+
 // Walk calls visit for every change, by path, a directory before what is in it.
 // A directory that did not change is told if something in it did. A tree that
-// changes meanwhile is [errdefs.ErrAborted].
+// changes meanwhile is [errdefs.ErrAborted], and one of which too much would have
+// to be remembered at once [errdefs.ErrResourceExhausted].
 func Walk(ctx context.Context, t Trees, visit func(c *Change) error) error {
-	s := newSurvey(t.Overlay != "")
+	return walkWithin(ctx, t, tree.NewBudget(memoryMax), visit)
+}
+
+func walkWithin(ctx context.Context, t Trees, b *tree.Budget, visit func(c *Change) error) error {
+	s := newSurvey(t.Overlay != "", b)
 	if t.Lower != nil {
-		if err := walk(ctx, t, s); err != nil {
+		if err := walk(ctx, t, b, s); err != nil {
 			return err
 		}
 		if err := s.decide(); err != nil {
 			return err
 		}
 	}
-	return walk(ctx, t, &teller{survey: s, alone: t.Lower == nil, visit: visit})
+	return walk(ctx, t, b, &teller{survey: s, alone: t.Lower == nil, visit: visit})
 }
 
 func is(st *unix.Stat_t, kind uint32) bool { return st.Mode&unix.S_IFMT == kind }

@@ -1,11 +1,20 @@
 package changes
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/snapshotd/tree"
+)
+
+// groupSize is about how much memory a group takes, and an old one, in bytes,
+// without the name that is told.
+const groupSize = 160
 
 // A survey is the first of two walks. It finds out about files with several
 // names, of which the first may have to be told because of the last.
 type survey struct {
 	overlay bool // only the upper directory is walked
+	budget  *tree.Budget
 	groups  map[identity]*group
 	old     map[identity]*old
 }
@@ -25,8 +34,14 @@ type old struct {
 	rests      int // groups that are nothing but names of this one
 }
 
-func newSurvey(overlay bool) *survey {
-	return &survey{overlay: overlay, groups: make(map[identity]*group), old: make(map[identity]*old)}
+func newSurvey(overlay bool, b *tree.Budget) *survey {
+	return &survey{overlay: overlay, budget: b, groups: make(map[identity]*group), old: make(map[identity]*old)}
+}
+
+// add begins a group.
+func (s *survey) add(id identity, g *group) error {
+	s.groups[id] = g
+	return s.budget.Take(groupSize)
 }
 
 func (*survey) dir(*walker, *entry) error { return nil }
@@ -48,6 +63,9 @@ func (s *survey) file(w *walker, e *entry) error {
 		if o = s.old[id]; o == nil {
 			o = &old{links: uint64(e.lower.Nlink)} //nolint:unconvert // 32 bits elsewhere
 			s.old[id] = o
+			if err := s.budget.Take(groupSize); err != nil {
+				return err
+			}
 		}
 		o.met++
 	}
@@ -57,7 +75,9 @@ func (s *survey) file(w *walker, e *entry) error {
 	g := s.groups[identify(e.upper)]
 	if g == nil {
 		g = &group{}
-		s.groups[identify(e.upper)] = g
+		if err := s.add(identify(e.upper), g); err != nil {
+			return err
+		}
 	}
 	g.names++
 	if g.told {
@@ -100,6 +120,7 @@ func (s *survey) decide() error {
 		}
 		g.told = o.rests > 1
 	}
+	s.budget.Give(int64(len(s.old)) * groupSize)
 	s.old = nil
 	return nil
 }

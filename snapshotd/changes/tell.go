@@ -120,6 +120,9 @@ func (t *teller) file(w *walker, e *entry) error {
 	case g != nil && g.first != "":
 		c.Link = g.first
 	case g != nil:
+		if err := t.survey.budget.Take(int64(len(c.Path))); err != nil {
+			return err
+		}
 		g.first = c.Path
 	default:
 		if same, err := w.same(e); err != nil || same {
@@ -145,8 +148,7 @@ func (t *teller) group(e *entry) (*group, error) {
 		return nil, errChanged
 	}
 	g = &group{told: true}
-	t.survey.groups[identify(e.upper)] = g
-	return g, nil
+	return g, t.survey.add(identify(e.upper), g)
 }
 
 // below tells of a change after the directories that it is in.

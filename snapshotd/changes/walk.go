@@ -37,6 +37,7 @@ type walker struct {
 	levels  []level
 	path    []byte // of what is being visited
 	visitor visitor
+	budget  *tree.Budget
 
 	bufs [2][]byte // to compare with
 }
@@ -46,6 +47,7 @@ type level struct {
 	names  []name // yet to be visited
 	both   bool   // the lower cursor is in it too
 	opaque bool   // what the lower one has is not seen
+	took   int64  // of the budget, for names
 	path   int    // how long the path of it is
 	told   bool
 
@@ -57,8 +59,8 @@ type name struct {
 	lower, upper bool // has it
 }
 
-func walk(ctx context.Context, t Trees, v visitor) error {
-	w := &walker{ctx: ctx, trees: t, visitor: v}
+func walk(ctx context.Context, t Trees, b *tree.Budget, v visitor) error {
+	w := &walker{ctx: ctx, trees: t, budget: b, visitor: v}
 	var err error
 	if w.upper, err = tree.NewCursor(int(t.Upper.Fd())); err != nil {
 		return err
@@ -199,6 +201,7 @@ func (w *walker) leave() error {
 		}
 	}
 	both := l.both
+	w.budget.Give(l.took)
 	w.levels = w.levels[:len(w.levels)-1]
 	if len(w.levels) == 0 {
 		return nil
@@ -214,16 +217,17 @@ func (w *walker) leave() error {
 // names returns what is to be looked at in the directory, in order. In an upper
 // directory, only that has changed which is there, or is hidden as a whole.
 func (w *walker) names(l *level) ([]name, error) {
-	upper, err := tree.Names(w.upper.Dir())
+	upper, err := tree.Names(w.upper.Dir(), w.budget)
 	if err != nil {
 		return nil, err
 	}
 	var lower []string
 	if l.both && (w.trees.Overlay == "" || l.opaque) {
-		if lower, err = tree.Names(w.lower.Dir()); err != nil {
+		if lower, err = tree.Names(w.lower.Dir(), w.budget); err != nil {
 			return nil, err
 		}
 	}
+	l.took = tree.SizeOfAll(upper) + tree.SizeOfAll(lower)
 	slices.Sort(upper)
 	slices.Sort(lower)
 	all := make([]name, 0, max(len(upper), len(lower)))

@@ -21,9 +21,9 @@ import (
 func build(ctx context.Context, f *os.File, root int, overlay string, freeMin int64) error {
 	b := &builder{
 		ctx: ctx, space: newSpace(f, freeMin), attrs: newAttrReader(overlay),
-		linked: make(map[fileID]*linked), buf: make([]byte, copySize),
+		linked: make(map[fileID]*linked), budget: tree.NewBudget(namesMax), buf: make([]byte, copySize),
 	}
-	if err := tree.WalkOrdered(ctx, root, b); err != nil {
+	if err := tree.WalkOrdered(ctx, root, b.budget, b); err != nil {
 		return err
 	}
 	for _, l := range b.linked {
@@ -35,14 +35,22 @@ func build(ctx context.Context, f *os.File, root int, overlay string, freeMin in
 	return b.space.finish(b.root, b.inodes)
 }
 
+const (
+	// namesMax is how much memory a builder may take, in bytes, and linkedSize
+	// about how much of it for one file with several names.
+	namesMax   = 256 << 20
+	linkedSize = 96
+)
+
 // A builder makes an image of the tree that it is shown. In memory are the names
 // in the directories on the way to where it is, and the files that have names
-// which it did not meet yet.
+// which it did not meet yet, as far as the budget goes.
 type builder struct {
 	ctx    context.Context
 	space  *space
 	attrs  *attrReader
 	linked map[fileID]*linked
+	budget *tree.Budget
 	way    []*folder
 	root   uint16
 	inodes uint64
@@ -136,12 +144,24 @@ func (b *builder) Visit(e *tree.Entry) error {
 		l = &linked{at: at}
 	}
 	l.names++
-	if l.names < uint32(e.Stat.Nlink) {
-		b.linked[id] = l
-	} else {
-		delete(b.linked, id)
+	if err := b.note(id, l, l.names < uint32(e.Stat.Nlink)); err != nil {
+		return err
 	}
 	d.list = append(d.list, dirent{e.Name, uint64(l.at / slotSize), fileType(e.Stat.Mode)})
+	return nil
+}
+
+// note keeps a file as long as it has names that were not met.
+func (b *builder) note(id fileID, l *linked, more bool) error {
+	_, noted := b.linked[id]
+	switch {
+	case more && !noted:
+		b.linked[id] = l
+		return b.budget.Take(linkedSize)
+	case !more && noted:
+		delete(b.linked, id)
+		b.budget.Give(linkedSize)
+	}
 	return nil
 }
 

@@ -28,6 +28,10 @@ type whiteout struct {
 // Tools that make layers make none.
 const liftedMax = 10_000
 
+// namesMax is how much memory the names in the root may take, in bytes, where all
+// of it is hidden.
+const namesMax = 32 << 20
+
 // whiteouts are those that wait for the end.
 type whiteouts struct {
 	list   []whiteout
@@ -119,7 +123,7 @@ func (x *extractor) names(dir int) ([]string, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	return tree.Names(fd)
+	return tree.Names(fd, tree.NewBudget(namesMax))
 }
 
 // owns tells whether this layer has something of that name.

@@ -22,6 +22,10 @@ const (
 	xattrPrefix = "SCHILY.xattr."
 
 	copySize = 128 << 10
+
+	// sizeMax is how long the contents in a layer are at most, in bytes, holes
+	// included: a file may be said to be of exabytes.
+	sizeMax = 1 << 40
 )
 
 // types are what archives call the types of files.
@@ -48,6 +52,7 @@ type archiver struct {
 	tar    *tar.Writer
 	latest *time.Time
 	buf    []byte
+	size   int64 // of the contents so far
 }
 
 func (a *archiver) add(c *changes.Change) error {
@@ -55,6 +60,10 @@ func (a *archiver) add(c *changes.Change) error {
 	if err != nil {
 		return err
 	}
+	if hdr.Size > sizeMax-a.size {
+		return fmt.Errorf("a layer of more than %d GiB: %w", sizeMax>>30, errdefs.ErrResourceExhausted)
+	}
+	a.size += hdr.Size
 	if err := a.tar.WriteHeader(hdr); err != nil {
 		if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) {
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)

@@ -9,8 +9,9 @@
 //
 // # Limits
 //
-// A few buffers for each of at most workersMax cores, and the names in the
-// directories on the way down. Nothing has the length of the layer.
+// A few buffers for each of at most workersMax cores, and what package changes
+// remembers. Nothing has the length of the layer, and what is in it is at most
+// sizeMax long.
 package pack
 
 import (

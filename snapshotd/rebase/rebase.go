@@ -69,8 +69,13 @@ type rebase struct {
 	size  int      // of empty, in bytes
 }
 
-// emptyMax is how long the list of them becomes, in bytes.
-const emptyMax = 8 << 20
+const (
+	// emptyMax is how long the list of them becomes, in bytes.
+	emptyMax = 8 << 20
+
+	// namesMax is how much memory the names in two roots may take, in bytes.
+	namesMax = 64 << 20
+)
 
 func isWhiteout(e *tree.Entry) bool { return e.Is(unix.S_IFCHR) && e.Stat.Rdev == 0 }
 
@@ -171,11 +176,12 @@ func (r *rebase) hideAll(fd int) error {
 		return err
 	}
 	defer unix.Close(below)
-	names, err := tree.Names(below)
+	budget := tree.NewBudget(namesMax)
+	names, err := tree.Names(below, budget)
 	if err != nil {
 		return err
 	}
-	own, err := tree.Names(fd)
+	own, err := tree.Names(fd, budget)
 	if err != nil {
 		return err
 	}

@@ -3,8 +3,10 @@ package tree
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"unsafe"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,8 +57,39 @@ func (s *scanner) next() (name string, isDir bool, err error) {
 	}
 }
 
-// Names returns what is in a directory that is open for reading.
-func Names(dir int) ([]string, error) {
+// A Budget is how much memory is left for what is remembered of a tree, in bytes:
+// how many names it has, whoever filled it decided.
+type Budget struct{ left int64 }
+
+// NewBudget has so many bytes.
+func NewBudget(size int64) *Budget { return &Budget{left: size} }
+
+// Take is [errdefs.ErrResourceExhausted] if there is not so much left.
+func (b *Budget) Take(n int64) error {
+	if b.left -= n; b.left < 0 {
+		return fmt.Errorf("too many names in a directory, or files with several names, to remember at once: %w", errdefs.ErrResourceExhausted)
+	}
+	return nil
+}
+
+// Give gives back what was taken.
+func (b *Budget) Give(n int64) { b.left += n }
+
+// SizeOf is about how much memory a name takes that is kept, with what is noted of
+// it.
+func SizeOf(name string) int64 { return int64(len(name)) + 64 }
+
+// SizeOfAll is SizeOf of each.
+func SizeOfAll(names []string) (n int64) {
+	for _, name := range names {
+		n += SizeOf(name)
+	}
+	return n
+}
+
+// Names returns what is in a directory that is open for reading, and takes it from
+// the budget.
+func Names(dir int, b *Budget) ([]string, error) {
 	if _, err := unix.Seek(dir, 0, 0); err != nil {
 		return nil, err
 	}
@@ -65,6 +98,9 @@ func Names(dir int) ([]string, error) {
 		name, _, err := s.next()
 		if name == "" || err != nil {
 			return names, err
+		}
+		if err := b.Take(SizeOf(name)); err != nil {
+			return nil, err
 		}
 		names = append(names, name)
 	}

@@ -25,7 +25,8 @@ type level struct {
 	fd   int // -1 once it was closed to save descriptors
 	id   identity
 	name string   // of the directory in the one above
-	subs []string // yet to be visited; for [Walk] only
+	subs []string // yet to be visited; for [Walk] and [WalkOrdered] only
+	took int64    // of a budget
 	scan *scanner // not for [Walk]
 	at   int64    // how far it was scanned, by next
 

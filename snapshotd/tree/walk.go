@@ -106,21 +106,20 @@ type Usage struct {
 	Size   int64 // bytes of disk
 }
 
-// Measure returns what the tree occupies, the root included. A file with
-// several names counts once.
+// Measure returns what the tree occupies, the root included. Of a file with n
+// names, each is an nth of it: no table of such files is kept, which would be as
+// long as whoever filled the tree likes.
 func Measure(ctx context.Context, root int) (Usage, error) {
-	var u Usage
-	linked := make(map[identity]struct{})
+	shares := make(map[uint64]Usage) // of names, by how many their files have
 	count := func(st *unix.Stat_t) {
-		if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			id := identity{uint64(st.Dev), st.Ino} //nolint:unconvert // 32 bits elsewhere
-			if _, seen := linked[id]; seen {
-				return
-			}
-			linked[id] = struct{}{}
+		n := uint64(1)
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			n = max(n, uint64(st.Nlink)) //nolint:unconvert // 32 bits elsewhere
 		}
-		u.Inodes++
-		u.Size += st.Blocks * 512
+		s := shares[n]
+		s.Inodes++
+		s.Size += st.Blocks
+		shares[n] = s
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(root, &st); err != nil {
@@ -131,5 +130,16 @@ func Measure(ctx context.Context, root int) (Usage, error) {
 		count(&e.Stat)
 		return nil
 	})
+	var u Usage
+	for n, s := range shares {
+		// Up, where some of the names are not in the tree.
+		u.Inodes += up(s.Inodes, n)
+		u.Size += up(s.Size, n) * 512
+	}
 	return u, err
+}
+
+// up divides, and rounds up.
+func up(sum int64, n uint64) int64 {
+	return int64((uint64(sum) + n - 1) / n) //nolint:gosec // counts
 }
