@@ -43,8 +43,8 @@ crash:                   ## the tests that kill and cut the power, twenty times
 	go test -count=20 -run 'PowerLoss|Crash|Kill' ./...
 kills:                   ## contentd is killed KILLS=500 times under its clients
 	CONTENTD_TEST_KILLS=$(KILLS) go test -count=1 -v -timeout 1h -run TestKillLosesNothing ./contentd
-sim:                     ## a thousand simulations of the collector beside its writers
-	CONTENTD_TEST_SIMULATIONS=1000 go test -count=1 -timeout 30m -run NothingThatIsReferredToGoes ./contentd
+sim:                     ## a thousand simulations of the collector beside its writers; as root
+	GC_SIMULATIONS=1000 go test -count=1 -timeout 30m -run NothingThatIsReferredToGoes ./contentd ./snapshotd
 bench: build image       ## /bin/true, blobs and layers through gantry, beside containerd; as root
 	cd bench && go run . run && go run . content && go run . unpack
 proto:                   ## our own protocol, linted and generated

@@ -92,6 +92,11 @@ func Open(cfg Config, needs Needs) (*Store, error) {
 }
 
 func open(cfg Config, needs Needs, d driver.Disk, k kernel.Kernel) (*Store, error) {
+	return openAt(cfg, needs, d, k, gc.Now)
+}
+
+// openAt is open with a clock for the collector's cycles.
+func openAt(cfg Config, needs Needs, d driver.Disk, k kernel.Kernel, now func() gc.Instant) (*Store, error) {
 	if err := cfg.Check(); err != nil {
 		return nil, fmt.Errorf("config: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
@@ -101,7 +106,7 @@ func open(cfg Config, needs Needs, d driver.Disk, k kernel.Kernel) (*Store, erro
 		return nil, err
 	}
 	db := keeper.DB()
-	gate := gc.NewGate(gc.Now)
+	gate := gc.NewGate(now)
 	s := &Store{
 		cfg: cfg, needs: needs, log: needs.Log, disk: d, kv: db, keeper: keeper, gate: gate, db: behind(db, gate),
 		drivers:   make(map[string]driver.Driver),

@@ -360,7 +360,7 @@ func (c *client) chain(ctx context.Context, l lease.Ref) error {
 			return err
 		}
 		all = append(all, n)
-		refs[refLabel(n, i)] = n.ID
+		refs["containerd.io/gc.ref."+typeLabel(n, i)] = n.ID
 	}
 	top, err := c.leased(ctx, c.from+99, l)
 	if err == nil {
@@ -389,14 +389,6 @@ func (c *client) leased(ctx context.Context, i int, l lease.Ref) (gc.Node, error
 		return gc.Node{}, err
 	}
 	return c.s.Driver.Make(ctx, "ns", i, nil)
-}
-
-// refLabel is the i-th label that refers to what n is one of.
-func refLabel(n gc.Node, i int) string {
-	if of, ok := cutSnapshotter(n.Type); ok {
-		return fmt.Sprintf("containerd.io/gc.ref.snapshot.%s/%d", of, i)
-	}
-	return fmt.Sprintf("containerd.io/gc.ref.content.%d", i)
 }
 
 func cutSnapshotter(t string) (string, bool) { return strings.CutPrefix(t, lease.TypeSnapshots+"/") }

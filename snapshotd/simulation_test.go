@@ -1,0 +1,283 @@
+package snapshotd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/activation"
+	"github.com/gantryd/gantry/services/diff/difftest"
+	"github.com/gantryd/gantry/services/fsck"
+	"github.com/gantryd/gantry/services/gc"
+	"github.com/gantryd/gantry/services/gc/gctest"
+	"github.com/gantryd/gantry/services/lease"
+	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/services/unpack"
+	"github.com/gantryd/gantry/snapshotd/kernel"
+	"github.com/gantryd/gantry/snapshotd/mounter"
+)
+
+// TestNothingThatIsReferredToGoes simulates the collector beside clients who
+// prepare, commit, unpack and activate, and the loss of power meanwhile.
+func TestNothingThatIsReferredToGoes(t *testing.T) {
+	needRoot(t)
+	gctest.Simulate(t, os.Getenv, 8, openSimulated)
+}
+
+// Which number has what. A snapshot's parent has a greater one.
+var (
+	simActivations = []int{0, 8}
+	simActive      = []int{4, 6, 12}
+	simCommitted   = []int{2, 10, 14}
+	simImage       = []int{14, 10} // what its layers become, the lowest first
+)
+
+// A simulated is snapshotd in a simulation.
+type simulated struct {
+	gcClient
+	*gctest.World
+	cfg    Config
+	needs  Needs
+	power  *powerDisk
+	layers []unpack.Layer
+	chain  []string // the names that its layers get
+	below  string   // a directory to be mounted
+
+	views map[int]bool   // of the active ones
+	texts map[int]string // what is in the committed ones
+	count int
+	alone bool // clients have no lease
+}
+
+func openSimulated(w *gctest.World) gctest.Site {
+	s := &simulated{World: w, cfg: testConfig(w.T), needs: quietNeeds(w.T), views: map[int]bool{}, texts: map[int]string{}}
+	inMemory(w.T, filepath.Dir(s.cfg.Root))
+	w.Cleanup(func() {
+		for _, p := range slices.Backward(mountedBelow(w.T, s.cfg.State)) {
+			unix.Unmount(p, unix.MNT_DETACH)
+		}
+	})
+	blobs := difftest.NewBlobs()
+	s.needs.Leases, s.needs.Content = w, blobs
+	for _, k := range simImage {
+		archive := difftest.Tar(difftest.File(unsyncedName, layerText(k)))
+		d := digest.FromBytes(archive)
+		blobs.Put(one.Name, d, archive)
+		s.layers = append(s.layers, unpack.Layer{
+			Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: int64(len(archive))}, DiffID: d,
+		})
+	}
+	var err error
+	s.chain, err = unpack.Names(s.layers)
+	w.Must("Names", err)
+	s.power = newPowerDisk(math.MaxInt)
+	s.start()
+	w.Cleanup(func() { w.Must("Close", s.s.Close()) })
+	sn := s.in(namespace.Scope{Name: "one"})
+	m, err := sn.Prepare(w.Context(), "base", "", snapshot.Options{})
+	w.Must("Prepare", err)
+	s.below = m[0].Source
+	w.Must("Commit", sn.Commit(w.Context(), "the base", "base", snapshot.Options{Labels: map[string]string{gc.LabelRoot: "x"}}))
+	return s
+}
+
+func layerText(k int) string { return fmt.Sprint("layer ", k) }
+
+func (w *simulated) in(scope namespace.Scope) snapshots { return inOf(w.T, w.s, scope, Overlayfs) }
+
+func (w *simulated) start() {
+	s, err := openAt(w.cfg, w.needs, w.power, kernel.New(), w.Clock)
+	w.Must("open", err)
+	w.s = s
+}
+
+// Owner implements gctest.Site.
+func (w *simulated) Owner() gc.Owner { return w.s }
+
+// Crash implements gctest.Site: what was not synced may be lost.
+func (w *simulated) Crash() {
+	w.Must("Close", w.s.Close())
+	w.power.forget(w.T, w.s.rootOf(Overlayfs), w.Rand.IntN(2) == 0)
+	w.power = newPowerDisk(math.MaxInt)
+	w.Must("walk", filepath.WalkDir(w.cfg.Root, func(path string, _ fs.DirEntry, err error) error {
+		w.power.durable[path] = true
+		return err
+	}))
+	w.start()
+}
+
+// Node implements gctest.Driver.
+func (w *simulated) Node(ns string, k int) gc.Node {
+	if slices.Contains(simActivations, k) {
+		return gc.Node{Namespace: ns, Resource: mounter.Resource(fmt.Sprint("activation ", k))}
+	}
+	if i := slices.Index(simImage, k); i >= 0 {
+		return shelf{Overlayfs, ns}.node(w.chain[i])
+	}
+	return w.gcClient.Node(ns, k)
+}
+
+// Make implements gctest.Driver. It prepares, commits or activates.
+func (w *simulated) Make(ctx context.Context, ns string, k int, labels map[string]string) (gc.Node, error) {
+	n := w.Node(ns, k)
+	scope := namespace.Scope{Name: ns}
+	if n.Type == gc.TypeMounts {
+		return n, w.activate(ctx, scope, n.ID, labels)
+	}
+	sn := w.in(scope)
+	if slices.Contains(simActive, k) {
+		m, err := sn.Prepare(ctx, n.ID, "", snapshot.Options{Labels: labels})
+		if errors.Is(err, errdefs.ErrAlreadyExists) {
+			return n, nil
+		}
+		if err == nil {
+			w.views[k] = false
+			write(w.T, m, "as it was prepared")
+		}
+		return n, err
+	}
+	const key = "making"
+	if err := sn.Remove(ctx, key); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return n, err
+	}
+	m, err := sn.Prepare(ctx, key, "", snapshot.Options{Labels: map[string]string{snapshot.LabelTarget: n.ID}})
+	if errors.Is(err, errdefs.ErrAlreadyExists) {
+		return n, nil
+	}
+	if err == nil {
+		text := w.text()
+		write(w.T, m, text)
+		if err = sn.Commit(ctx, n.ID, key, snapshot.Options{Labels: labels}); err == nil {
+			w.texts[k] = text
+		}
+	}
+	return n, err
+}
+
+// text is none that was before.
+func (w *simulated) text() string {
+	w.count++
+	return fmt.Sprint("text ", w.count)
+}
+
+// activate makes what exists be touched.
+func (w *simulated) activate(ctx context.Context, scope namespace.Scope, name string, labels map[string]string) error {
+	bind := mount.Mount{Type: "bind", Source: w.below, Options: []string{"ro", "rbind"}}
+	_, err := w.s.Activations().In(scope).Activate(ctx, name, []mount.Mount{bind}, activation.Options{Temporary: true, Labels: labels})
+	if errors.Is(err, errdefs.ErrAlreadyExists) {
+		return nil
+	}
+	return err
+}
+
+// Tell implements gctest.Site.
+func (w *simulated) Tell(ctx context.Context, k int, scope namespace.Scope) error {
+	n := w.Node("one", k)
+	if n.Type == gc.TypeMounts {
+		return w.activate(ctx, scope, n.ID, nil)
+	}
+	_, err := w.in(scope).View(ctx, "touch", "", snapshot.Options{Labels: map[string]string{snapshot.LabelTarget: n.ID}})
+	if errors.Is(err, errdefs.ErrAlreadyExists) {
+		return nil
+	}
+	if err == nil {
+		return errors.New("it was made")
+	}
+	return err
+}
+
+// Label implements gctest.Driver.
+func (w *simulated) Label(ctx context.Context, n gc.Node, labels map[string]string) error {
+	if n.Type == gc.TypeMounts {
+		return errdefs.ErrNotImplemented
+	}
+	return w.gcClient.Label(ctx, n, labels)
+}
+
+// Remove implements gctest.Driver.
+func (w *simulated) Remove(ctx context.Context, n gc.Node) error {
+	if n.Type == gc.TypeMounts {
+		return w.s.Activations().In(one).Deactivate(ctx, n.ID)
+	}
+	return w.gcClient.Remove(ctx, n)
+}
+
+// Has implements gctest.Driver.
+func (w *simulated) Has(ctx context.Context, n gc.Node) (bool, error) {
+	if n.Type != gc.TypeMounts {
+		return w.gcClient.Has(ctx, n)
+	}
+	_, err := w.s.Activations().In(one).Info(ctx, n.ID)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// DropMembers implements gctest.Site.
+func (w *simulated) DropMembers(ctx context.Context, l lease.Ref) error {
+	return w.s.DropMembers(ctx, "one", l)
+}
+
+// Moves implements gctest.Site.
+func (w *simulated) Moves() []gctest.Move {
+	return []gctest.Move{
+		{Weight: 8, Do: func(ctx context.Context, held bool, _ int) { w.prepare(ctx, held) }},
+		{Weight: 8, Do: func(ctx context.Context, held bool, _ int) { w.commit(ctx, held) }},
+		{Weight: 3, Do: func(ctx context.Context, held bool, _ int) { w.unpack(ctx, held) }},
+		{Weight: 3, Do: func(context.Context, bool, int) { w.Must("empty", w.s.empty(w.Context())) }},
+		{Weight: 2, Do: func(_ context.Context, held bool, _ int) { w.powerFails(held) }},
+	}
+}
+
+// Check implements gctest.Site.
+func (w *simulated) Check() {}
+
+// Quiet implements gctest.Site.
+func (w *simulated) Quiet() {}
+
+// End implements gctest.Site: what is committed has its files, what nobody has
+// leaves none, and what nobody has activated is mounted nowhere.
+func (w *simulated) End(needed map[int]bool) {
+	sn := w.in(one)
+	for k := range needed {
+		if !slices.Contains(simCommitted, k) {
+			continue
+		}
+		if got, err := written(w.T, sn, w.Name(k).ID); got != w.texts[k] {
+			w.Errorf("the file of %d is %q, %v, want %q", k, got, err, w.texts[k])
+		}
+	}
+	wantTidy(w.T, w.s, "at the end")
+	for item, err := range w.s.Check(w.Context(), fsck.Options{}) {
+		w.Must("Check", err)
+		if f := item.Finding; f != nil {
+			w.Errorf("found %+v", *f)
+		}
+	}
+	active := 0
+	for _, k := range simActivations {
+		if needed[k] {
+			active++
+		}
+	}
+	ctx, stop := context.WithCancel(w.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.s.Unmount(ctx) }()
+	waitFor(w.T, "what was collected is unmounted", func() bool { return len(mountedBelow(w.T, w.cfg.State)) == active })
+	stop()
+	w.Must("Unmount", <-done)
+}
