@@ -127,17 +127,11 @@ func (c *commit) finish(ctx context.Context) (err error) {
 	if err := c.s.tell(note{c.owner(c.name), c.made, c.origin, false}); err != nil {
 		return err
 	}
-	as := c.known(c.name, c.made, c.lower)
-	usage, err := c.d.Commit(ctx, c.known(c.key, c.active, c.chain), as)
+	m, err := firm(ctx, c.d, c.snapshotter, c.known(c.key, c.active, c.chain), c.known(c.name, c.made, c.lower), true)
 	if err != nil {
 		return err
 	}
-	c.made.Inodes, c.made.Size = usage.Inodes, usage.Size
-	if hasNotes(c.snapshotter) {
-		if c.origin.Sum, err = sumOf(ctx, c.d, as); err != nil {
-			return err
-		}
-	}
+	c.made.Inodes, c.made.Size, c.origin.Sum = m.Inodes, m.Size, m.sum
 	return c.s.tell(note{c.owner(c.name), c.made, c.origin, true})
 }
 

@@ -182,7 +182,7 @@ func (c *unpacking) extract(ctx context.Context, l *rising, b *arrival.Blob, alo
 
 // settle makes a tree what it is to be for good. As in a commit, the note is
 // written before the tree is durable.
-func (c *unpacking) settle(ctx context.Context, l *rising, t *sapling) (err error) {
+func (c *unpacking) settle(ctx context.Context, l *rising, t *sapling) error {
 	on := c.below(l)
 	now := time.Now().UTC()
 	l.made = record{ID: t.ID, Kind: snapshot.Committed, Parent: l.parent, Labels: label.Clean(l.Labels), Created: now, Updated: now}
@@ -191,24 +191,17 @@ func (c *unpacking) settle(ctx context.Context, l *rising, t *sapling) (err erro
 		return err
 	}
 	as := c.known(l.name, l.made, on)
-	var usage snapshot.Usage
-	if b, ok := c.d.(driver.Batcher); ok {
-		if err = b.Settle(ctx, t.Snapshot, as); err == nil {
-			usage, err = c.d.Usage(ctx, as)
-		}
-	} else {
-		usage, err = c.d.Commit(ctx, t.Snapshot, as)
-	}
-	if err == nil && hasNotes(c.snapshotter) {
-		l.origin.Sum, err = sumOf(ctx, c.d, as)
-	}
+	// Landing syncs too, once for many; what the last one waits for is begun
+	// here.
+	last := !slices.ContainsFunc(c.layers, func(o *rising) bool { return o != l && !o.isSettled() })
+	m, err := firm(ctx, c.d, c.snapshotter, t.Snapshot, as, last)
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
 	t.Ref = as.Ref
 	c.mu.Unlock()
-	l.made.Inodes, l.made.Size = usage.Inodes, usage.Size
+	l.made.Inodes, l.made.Size, l.origin.Sum = m.Inodes, m.Size, m.sum
 	l.own, l.trees = t, append([]driver.Ref{as.Ref}, slices.Clone(on)...)
 	return nil
 }
