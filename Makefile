@@ -6,10 +6,11 @@ LINT    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZ    ?= 30s
 FUZZED  ?= .
 KILLS   ?= 500
+CYCLES  ?= 1000
 DEPS    ?= runc debootstrap umoci mkfs.btrfs:btrfs-progs mkfs.erofs:erofs-utils
 LOUDLY  := [ "$$(id -u)" = 0 ] || printf '\n*** NOT ROOT: what mounts, runs containers or starts the suite is not tested. Run make test as root. ***\n\n' >&2
 
-.PHONY: all run test build image deps race lint law fuzz crash kills sim bench proto install clean help
+.PHONY: all run test build image deps race lint law fuzz crash kills cycles sim bench proto install clean help
 all: build lint law test ## what CI runs on a change
 run: DEPS = runc
 run: deps build image    ## see it at work: a suite in a scratch place, a container, its events
@@ -43,6 +44,8 @@ crash:                   ## the tests that kill and cut the power, twenty times
 	go test -count=20 -run 'PowerLoss|Crash|Kill' ./...
 kills:                   ## contentd is killed KILLS=500 times under its clients
 	CONTENTD_TEST_KILLS=$(KILLS) go test -count=1 -v -timeout 1h -run TestKillLosesNothing ./contentd
+cycles:                  ## snapshots are made and removed CYCLES=1000 times, and nothing grows
+	SNAPSHOTD_TEST_CYCLES=$(CYCLES) go test -count=1 -v -timeout 1h -run TestNothingGrows ./snapshotd
 sim:                     ## a thousand simulations of the collector beside its writers; as root
 	GC_SIMULATIONS=1000 go test -count=1 -timeout 30m -run NothingThatIsReferredToGoes ./contentd ./snapshotd
 bench: build image       ## /bin/true, blobs and layers through gantry, beside containerd; as root
