@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // An Entry is a file in an archive. Its mode, time and type have defaults.
@@ -107,6 +109,32 @@ func Zstd(b []byte) []byte {
 			return out
 		}
 	}
+}
+
+// Wide is a layer of one file of n zeros, not more than 8 GiB, in a few bytes of
+// zstd that want a window of 2^log bytes. It also returns the digest of the archive.
+func Wide(log int, n int64) (layer []byte, diffID digest.Digest) {
+	out := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, byte(log-10) << 3}
+	block := func(kind, size int, b []byte) {
+		head := binary.LittleEndian.AppendUint32(nil, uint32(size)<<3|uint32(kind))
+		out = append(append(out, head[:3]...), b...)
+	}
+	const raw, repeated, last = 0, 1 << 1, 1
+	head := rawHeader("zeros", tar.TypeReg, field{atSize, fmt.Sprintf("%011o\x00", n)})
+	sum := digest.Canonical.Digester()
+	hashed := func(b []byte) { _, err := sum.Hash().Write(b); must(err) }
+	block(raw, len(head), head)
+	hashed(head)
+	zero := make([]byte, 128<<10)
+	for rest := n + blockSize - 1 - (n+blockSize-1)%blockSize; rest > 0; {
+		part := min(rest, int64(len(zero)))
+		block(repeated, int(part), zero[:1])
+		hashed(zero[:part])
+		rest -= part
+	}
+	block(repeated|last, 2*blockSize, zero[:1])
+	hashed(zero[:2*blockSize])
+	return out, sum.Digest()
 }
 
 // A field is a part of a header block, at an offset.

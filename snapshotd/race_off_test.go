@@ -1,0 +1,5 @@
+//go:build !race
+
+package snapshotd
+
+const raced = false
