@@ -28,7 +28,7 @@ func (s *Store) Unmount(ctx context.Context) error { return s.mounter.Collect(ct
 
 func (s *Store) openMounter() (err error) {
 	s.mounter, err = mounter.Open(filepath.Join(s.cfg.State, "mounts"), mounter.Needs{
-		Records: s.db, Leases: s.needs.Leases, Members: memberRows{}, Places: places{s}, Log: s.log,
+		Records: s.db, Leases: s.needs.Leases, Members: memberRows{}, Places: places{s}, Log: s.log, FreeMin: s.cfg.freeMin(),
 	})
 	return err
 }

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/snapshotd/loop"
 )
 
 // stackImages makes an overlay whose layers below are images.
@@ -72,7 +75,7 @@ func mountImage(path string) (*os.File, error) {
 	if !errors.Is(err, unix.ENOTBLK) {
 		return f, err
 	}
-	dev, err := loop(path)
+	dev, err := loopOf(path)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +148,7 @@ func mountOver(image, dir string) error {
 	err := unix.Mount(image, dir, "erofs", flags, "")
 	if errors.Is(err, unix.ENOTBLK) {
 		var dev *os.File
-		if dev, err = loop(image); err != nil {
+		if dev, err = loopOf(image); err != nil {
 			return err
 		}
 		defer dev.Close() // the mount has its own
@@ -157,44 +160,13 @@ func mountOver(image, dir string) error {
 	return nil
 }
 
-// loopTries is how often another free device is asked for, when somebody else
-// took the one that was free.
-const loopTries = 100
-
-// loop returns a device that has the contents of a file, to be read. It goes
-// when nobody has it open or mounted.
-func loop(path string) (*os.File, error) {
-	image, err := os.Open(path)
+// loopOf makes a device of an image, to be read. It goes when nobody has it open
+// or mounted.
+func loopOf(image string) (*os.File, error) {
+	f, err := os.Open(image)
 	if err != nil {
 		return nil, err
 	}
-	defer image.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer control.Close()
-	config := unix.LoopConfig{
-		Fd:   uint32(image.Fd()),
-		Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR},
-	}
-	for range loopTries {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return nil, fmt.Errorf("loop device: %w", err)
-		}
-		dev, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), os.O_RDONLY, 0)
-		if err != nil {
-			return nil, fmt.Errorf("loop device: %w", err)
-		}
-		err = unix.IoctlLoopConfigure(int(dev.Fd()), &config)
-		if err == nil {
-			return dev, nil
-		}
-		dev.Close()
-		if !errors.Is(err, unix.EBUSY) {
-			return nil, fmt.Errorf("loop device: %w", err)
-		}
-	}
-	return nil, fmt.Errorf("loop device: %w", unix.EBUSY)
+	defer f.Close()
+	return loop.Attach(context.Background(), f, true, image)
 }

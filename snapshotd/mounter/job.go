@@ -16,6 +16,7 @@ import (
 
 	"github.com/gantryd/gantry/services/activation"
 	"github.com/gantryd/gantry/services/mount"
+	"github.com/gantryd/gantry/snapshotd/loop"
 )
 
 // A job is an activation being made.
@@ -185,7 +186,7 @@ func (j *job) attach(ctx context.Context, m mount.Mount, w words, i int) (string
 		return "", err
 	}
 	defer image.Close()
-	dev, err := attach(ctx, image, w.readOnly(), j.point(i))
+	dev, err := loop.Attach(ctx, image, w.readOnly(), j.point(i))
 	if err != nil {
 		return "", err
 	}
@@ -222,7 +223,7 @@ func (j *job) erofs(ctx context.Context, m mount.Mount, w words) (*os.File, erro
 		return f, err
 	}
 	for i, image := range images {
-		dev, err := attach(ctx, image, true, j.dir)
+		dev, err := loop.Attach(ctx, image, true, j.dir)
 		if err != nil {
 			return nil, err
 		}
@@ -316,7 +317,7 @@ func (j *job) block(ctx context.Context, m mount.Mount, w words) (*os.File, erro
 		return nil, err
 	}
 	defer image.Close()
-	dev, err := attach(ctx, image, w.readOnly(), j.dir)
+	dev, err := loop.Attach(ctx, image, w.readOnly(), j.dir)
 	if err != nil {
 		return nil, err
 	}

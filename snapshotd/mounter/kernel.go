@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/activation"
+	"github.com/gantryd/gantry/snapshotd/loop"
 )
 
 // kernel is every way this package changes what outlives it, but for the
@@ -40,7 +41,9 @@ type kernel interface {
 }
 
 // linux is the real kernel.
-type linux struct{}
+type linux struct {
+	freeMin int64 // bytes of free disk that images leave alone
+}
 
 func (linux) Mkdir(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -63,14 +66,14 @@ func (linux) Attach(m *os.File, path string) error {
 
 func (linux) Link(device, path string) error { return os.Symlink(device, path) }
 
-func (linux) Keep(device *os.File) error { return keep(device) }
+func (linux) Keep(device *os.File) error { return loop.Keep(device) }
 
 func (linux) MakeDir(parent *os.File, name string, d activation.Dir) error {
 	return makeDir(parent, name, d)
 }
 
-func (linux) MakeImage(ctx context.Context, parent *os.File, name string, i activation.Image) error {
-	return makeImage(ctx, parent, name, i)
+func (l linux) MakeImage(ctx context.Context, parent *os.File, name string, i activation.Image) error {
+	return makeImage(ctx, parent, name, i, l.freeMin)
 }
 
 func (linux) Unmount(path string) error {
@@ -84,7 +87,7 @@ func (linux) Unmount(path string) error {
 	return nil
 }
 
-func (linux) Free(device, tag string) error { return free(device, tag) }
+func (linux) Free(device, tag string) error { return loop.Free(device, tag) }
 
 func (linux) Remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -59,6 +59,10 @@ func sameDir(dir *os.File, name string, d activation.Dir) error {
 // is written to.
 const imageMax = 1 << 40
 
+// imageHead is how much of an image is about to be written when it is made, if it
+// is as long as that, in bytes.
+const imageHead = 64 << 20
+
 // makers are the programs that make a file system, with their first arguments
 // and the one before a UUID.
 var makers = map[string]struct {
@@ -73,8 +77,9 @@ var makers = map[string]struct {
 }
 
 // makeImage makes a file with a file system in it, which has no name before it
-// is whole and on disk.
-func makeImage(ctx context.Context, parent *os.File, name string, i activation.Image) error {
+// is whole and on disk. What somebody writes to the image and syncs is as durable
+// as its name, so that is synced too.
+func makeImage(ctx context.Context, parent *os.File, name string, i activation.Image, freeMin int64) error {
 	var st unix.Stat_t
 	switch err := unix.Fstatat(int(parent.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); {
 	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG:
@@ -87,6 +92,14 @@ func makeImage(ctx context.Context, parent *os.File, name string, i activation.I
 	maker, ok := makers[i.FS]
 	if !ok || i.Size > imageMax {
 		return fmt.Errorf("image of %d bytes with %.20q: %w", i.Size, i.FS, errdefs.ErrInvalidArgument)
+	}
+	dir, err := os.Open(fdPath(parent))
+	if err != nil {
+		return fmt.Errorf("image: %w", err)
+	}
+	defer dir.Close()
+	if err := room(dir, freeMin+min(i.Size, imageHead)); err != nil {
+		return err
 	}
 	program, err := exec.LookPath(maker.program)
 	if err != nil {
@@ -113,9 +126,25 @@ func makeImage(ctx context.Context, parent *os.File, name string, i activation.I
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	// What the program wrote is on disk now, and gone with the file.
+	if err := room(dir, freeMin); err != nil {
+		return err
+	}
 	err = unix.Linkat(unix.AT_FDCWD, fdPath(f), int(parent.Fd()), name, unix.AT_SYMLINK_FOLLOW)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("image: %w", err)
+	}
+	return dir.Sync()
+}
+
+// room is [errdefs.ErrResourceExhausted] where less than so many bytes are free.
+func room(dir *os.File, least int64) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+		return err
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < least { //nolint:unconvert // 32 bits elsewhere
+		return fmt.Errorf("image: %d bytes of disk left, want %d: %w", free, least, errdefs.ErrResourceExhausted)
 	}
 	return nil
 }

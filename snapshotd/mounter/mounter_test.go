@@ -22,6 +22,7 @@ import (
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/rpc/rpctest"
+	"github.com/gantryd/gantry/snapshotd/loop"
 )
 
 // needRoot skips what mounts, loudly.
@@ -159,7 +160,7 @@ func TestLoopsWhereImagesNeedThem(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	dev, err := attach(t.Context(), f, true, image)
+	dev, err := loop.Attach(t.Context(), f, true, image)
 	if err != nil {
 		t.Fatal(err)
 	}

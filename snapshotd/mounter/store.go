@@ -55,6 +55,8 @@ type Needs struct {
 	Members Members
 	Places  Places
 	Log     *slog.Logger
+
+	FreeMin int64 // bytes of free disk that images leave alone
 }
 
 // A Store makes activations.
@@ -80,7 +82,7 @@ var _ activation.Stores = (*Store)(nil)
 // Open returns the activations whose mounts are in dir. It leaves to Collect
 // what is not active, and what was before a boot. A directory that another
 // process uses is [errdefs.ErrFailedPrecondition].
-func Open(dir string, needs Needs) (*Store, error) { return open(dir, needs, linux{}) }
+func Open(dir string, needs Needs) (*Store, error) { return open(dir, needs, linux{needs.FreeMin}) }
 
 func open(dir string, needs Needs, k kernel) (*Store, error) {
 	boot, err := bootID()

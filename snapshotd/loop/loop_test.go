@@ -1,4 +1,4 @@
-package kernel
+package loop
 
 import (
 	"bytes"
@@ -17,9 +17,14 @@ func TestLoopDeviceHasTheFileAndEndsWithItsUser(t *testing.T) {
 	if err := os.WriteFile(path, want, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	dev, err := loop(path)
+	f, err := os.Open(path)
 	if err != nil {
-		t.Fatalf("loop: %v", err)
+		t.Fatal(err)
+	}
+	defer f.Close()
+	dev, err := Attach(t.Context(), f, true, path)
+	if err != nil {
+		t.Fatalf("Attach: %v", err)
 	}
 	got := make([]byte, len(want))
 	_, err = dev.ReadAt(got, 0)

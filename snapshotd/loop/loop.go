@@ -1,4 +1,6 @@
-package mounter
+// Package loop makes block devices of files, for kernels and file systems that
+// mount nothing else.
+package loop
 
 import (
 	"bytes"
@@ -15,9 +17,10 @@ import (
 // free.
 const takeMax = 100
 
-// attach makes a loop device of a file. The device ends with its last user: as
-// long as nobody else is, that is the file that is returned.
-func attach(ctx context.Context, image *os.File, readOnly bool, tag string) (*os.File, error) {
+// Attach makes a loop device of a file. The device ends with its last user: as
+// long as nobody else is, that is the file that is returned. By its tag it is
+// known again.
+func Attach(ctx context.Context, image *os.File, readOnly bool, tag string) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("loop device: %w", err)
@@ -63,8 +66,8 @@ func mark(tag string) (name [unix.LO_NAME_SIZE]byte) {
 	return name
 }
 
-// keep has a loop device stay when nobody uses it.
-func keep(dev *os.File) error {
+// Keep has a loop device stay when nobody uses it.
+func Keep(dev *os.File) error {
 	info, err := unix.IoctlLoopGetStatus64(int(dev.Fd()))
 	if err != nil {
 		return fmt.Errorf("loop device: %w", err)
@@ -78,9 +81,9 @@ func keep(dev *os.File) error {
 
 var device = regexp.MustCompile(`^/dev/loop[0-9]{1,9}$`)
 
-// free ends a loop device as soon as nobody uses it, if it is the one of that
+// Free ends a loop device as soon as nobody uses it, if it is the one of that
 // tag.
-func free(path, tag string) error {
+func Free(path, tag string) error {
 	if !device.MatchString(path) {
 		return nil
 	}
