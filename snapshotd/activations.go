@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -80,8 +81,9 @@ func (p places) Place(ns, path string) (mounter.Place, error) {
 		}
 		r, err := o.shelf().get(tx, o.Name)
 		beside := d.Traits().Beside
+		kept := len(parts) == 4 && slices.Contains(d.Traits().Kept, parts[3])
 		// Whoever could write to the directory itself could write the images.
-		place.Write = r.Kind == snapshot.Active && (!beside || len(parts) != 3)
+		place.Write = r.Kind == snapshot.Active && (!beside || len(parts) != 3) && !kept
 		place.Image = beside && len(parts) == 4 && !strings.Contains(parts[3], "/")
 		return err
 	}); err != nil {

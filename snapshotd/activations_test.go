@@ -227,4 +227,14 @@ func TestNobodyWritesBesideTheTree(t *testing.T) {
 			t.Errorf("%s can be written: %t, want %t", path, p.Write, want)
 		}
 	}
+	// What a snapshotter makes images of itself, nobody else does.
+	dir = filepath.Dir(prepare(t, inOf(t, s, one, "erofs"), "images", "")[0].Source)
+	for name, want := range map[string]bool{"layer.erofs": false, "layer.erofs.new": false, "rw.img": true} {
+		p, err := places{s}.Place("one", dir+"/"+name)
+		must(t, err)
+		must(t, p.Dir.Close())
+		if p.Write != want {
+			t.Errorf("%s can be written: %t, want %t", name, p.Write, want)
+		}
+	}
 }

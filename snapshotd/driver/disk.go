@@ -92,8 +92,12 @@ func (Files) Publish(path string, write func(f *os.File) error) error {
 		return err
 	}
 	defer dir.Close()
+	// A new file, that nobody has open: not what is left of another attempt.
+	if err := os.Remove(path + Unpublished); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	fd, err := unix.Openat(int(dir.Fd()), filepath.Base(path)+Unpublished,
-		unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path + Unpublished, Err: err}
 	}

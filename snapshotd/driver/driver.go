@@ -45,6 +45,10 @@ type Traits struct {
 	// it may have images there, which the kernel is made to read.
 	Beside bool
 
+	// Kept are the names of images there that only the driver writes, whatever
+	// becomes of the snapshot. The kernel is made to read them.
+	Kept []string
+
 	// Views says that a view of a parent has a tree of its own, which is made,
 	// listed and removed. Elsewhere such a view is its parents' trees.
 	Views bool

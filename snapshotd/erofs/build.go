@@ -134,15 +134,25 @@ func (b *builder) Leave() error {
 // Visit implements tree.Ordered.
 func (b *builder) Visit(e *tree.Entry) error {
 	d := b.way[len(b.way)-1]
-	id := fileID{uint64(e.Stat.Dev), e.Stat.Ino} //nolint:unconvert // 32 bits elsewhere
-	l := b.linked[id]
+	l := b.linked[idOf(e)]
 	if l == nil {
-		at, err := b.file(e)
+		f, err := open(e)
 		if err != nil {
 			return err
 		}
-		l = &linked{at: at}
+		if f != nil {
+			defer f.Close()
+		}
+		// Another file may have come in its place.
+		if l = b.linked[idOf(e)]; l == nil {
+			at, err := b.file(e, f)
+			if err != nil {
+				return err
+			}
+			l = &linked{at: at}
+		}
 	}
+	id := idOf(e)
 	l.names++
 	if err := b.note(id, l, l.names < uint32(e.Stat.Nlink)); err != nil {
 		return err
@@ -165,10 +175,34 @@ func (b *builder) note(id fileID, l *linked, more bool) error {
 	return nil
 }
 
-// file writes what is no directory and returns where its inode is.
-func (b *builder) file(e *tree.Entry) (at int64, err error) {
-	if e.Is(unix.S_IFREG) {
-		return b.regular(e)
+func idOf(e *tree.Entry) fileID {
+	return fileID{uint64(e.Stat.Dev), e.Stat.Ino} //nolint:unconvert // 32 bits elsewhere
+}
+
+// open opens a regular file, and makes the entry one of what was opened.
+func open(e *tree.Entry) (*os.File, error) {
+	if !e.Is(unix.S_IFREG) {
+		return nil, nil
+	}
+	f, err := tree.OpenFile(e.Dir, e.Name)
+	if errors.Is(err, unix.ESTALE) {
+		return nil, errChanged
+	}
+	if err != nil {
+		return nil, err // one that is gone is left out
+	}
+	if err := unix.Fstat(int(f.Fd()), &e.Stat); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// file writes what is no directory and returns where its inode is. Of a regular
+// file, f is open.
+func (b *builder) file(e *tree.Entry, f *os.File) (at int64, err error) {
+	if f != nil {
+		return b.regular(&e.Stat, int(f.Fd()))
 	}
 	i := inode{stat: &e.Stat, nlink: uint32(e.Stat.Nlink)}
 	var target []byte
@@ -197,22 +231,11 @@ func (b *builder) file(e *tree.Entry) (at int64, err error) {
 	return at, err
 }
 
-var errChanged = errors.New("changed while it was read")
+var errChanged = fmt.Errorf("changed while it was read: %w", errdefs.ErrAborted)
 
 // regular writes a file with its contents.
-func (b *builder) regular(e *tree.Entry) (at int64, err error) {
-	fd, err := unix.Openat(e.Dir, e.Name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	i := inode{stat: new(unix.Stat_t), nlink: uint32(e.Stat.Nlink)}
-	if err := unix.Fstat(fd, i.stat); err != nil {
-		return 0, err
-	}
-	if i.stat.Mode&unix.S_IFMT != unix.S_IFREG {
-		return 0, errChanged
-	}
+func (b *builder) regular(st *unix.Stat_t, fd int) (at int64, err error) {
+	i := inode{stat: st, nlink: uint32(st.Nlink)}
 	attrs, err := b.attrs.ofFile(fd)
 	if err != nil {
 		return 0, err

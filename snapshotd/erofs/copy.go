@@ -4,13 +4,15 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/snapshotd/layer"
 )
 
 const (
 	// copySize is how much is read at once, and copyMax how much the kernel is
 	// asked to copy at once, in bytes.
 	copySize = 256 << 10
-	copyMax  = 16 << 20
+	copyMax  = layer.Overshoot
 )
 
 // copy writes the contents of a file. What is a hole in it is one in the image.
@@ -56,6 +58,9 @@ func (b *builder) copyPiece(at int64, fd int, from, n int64) error {
 		if did == 0 || err != nil {
 			return err
 		}
+		if err := b.space.wrote(int64(did)); err != nil {
+			return err
+		}
 		at, from, n = at+int64(did), from+int64(did), n-int64(did)
 	}
 	for n > 0 {
@@ -70,6 +75,9 @@ func (b *builder) copyPiece(at int64, fd int, from, n int64) error {
 			return err
 		}
 		if _, err := b.space.f.WriteAt(b.buf[:did], at); err != nil {
+			return err
+		}
+		if err := b.space.wrote(int64(did)); err != nil {
 			return err
 		}
 		at, from, n = at+int64(did), from+int64(did), n-int64(did)

@@ -28,6 +28,7 @@ type space struct {
 
 	freeMin int64 // bytes of free disk that are left alone
 	looked  int64 // what next was when that was looked at
+	written int64 // bytes of contents since then
 
 	extent   []byte // the one that is being filled
 	extentAt int64  // where it is in the file
@@ -59,6 +60,18 @@ func (s *space) look() error {
 	if s.next-s.looked < lookEvery {
 		return nil
 	}
+	return s.room()
+}
+
+// wrote is look after so many bytes of contents, of which room was taken before.
+func (s *space) wrote(n int64) error {
+	if s.written += n; s.written < layer.Overshoot {
+		return nil
+	}
+	return s.room()
+}
+
+func (s *space) room() error {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(s.f.Fd()), &st); err != nil {
 		return err
@@ -67,7 +80,7 @@ func (s *space) look() error {
 	if free := int64(st.Bavail) * st.Bsize; free < s.freeMin { //nolint:unconvert // 32 bits elsewhere
 		return fmt.Errorf("%d bytes of disk left, of which %d are reserved: %w", free, s.freeMin, errdefs.ErrResourceExhausted)
 	}
-	s.looked = s.next
+	s.looked, s.written = s.next, 0
 	return nil
 }
 
