@@ -43,7 +43,7 @@ func newImageRow(i image.Image) imageRow {
 }
 
 func imageImport(n *node) *cobra.Command {
-	var name string
+	var name, into string
 	var noUnpack, quiet bool
 	c := &cobra.Command{
 		Use:   "import FILE",
@@ -75,7 +75,7 @@ An archive that is damaged in any way changes nothing.`,
 			}
 			p := n.progress(c, "import "+filepath.Base(args[0]), quiet)
 			o := client.ImportOptions{Name: name, OwnNames: name == "", Progress: p.follow(size)}
-			if !noUnpack {
+			if o.Snapshotter = into; into == "" && !noUnpack {
 				var err error
 				if o.Snapshotter, err = n.snapshotter(c.Context()); err != nil {
 					return err
@@ -99,6 +99,8 @@ An archive that is damaged in any way changes nothing.`,
 	}
 	c.Flags().StringVar(&name, "name", "", "call the image `NAME`")
 	c.Flags().BoolVar(&noUnpack, "no-unpack", false, "leave unpacking to the first run")
+	c.Flags().StringVar(&into, "snapshotter", "", "unpack into this `snapshotter` instead of the namespace's")
+	c.MarkFlagsMutuallyExclusive("no-unpack", "snapshotter")
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "say nothing of how far it is")
 	return c
 }

@@ -56,6 +56,8 @@ type runFlags struct {
 	hostNet  bool
 	runtime  string
 	log      string
+
+	snapshotter string
 }
 
 func runCommand(n *node) *cobra.Command {
@@ -91,6 +93,7 @@ lost unless --log says where to keep it.`,
 	c.Flags().BoolVar(&f.readOnly, "read-only", false, "let nothing be written to the image's files")
 	c.Flags().BoolVar(&f.hostNet, "host-net", false, "use the node's network")
 	c.Flags().StringVar(&f.runtime, "runtime", "", "run it with this `runtime` instead of the namespace's")
+	c.Flags().StringVar(&f.snapshotter, "snapshotter", "", "keep its files in this `snapshotter` instead of the namespace's")
 	return c
 }
 
@@ -103,6 +106,8 @@ func (f *runFlags) options(n *node, image string, args []string) (client.CreateO
 		ReadOnly: f.readOnly,
 		HostNet:  f.hostNet,
 		Runtime:  f.runtime,
+
+		Snapshotter: f.snapshotter,
 	}
 	for _, l := range f.labels {
 		key, value, ok := strings.Cut(l, "=")
