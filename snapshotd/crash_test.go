@@ -33,11 +33,13 @@ import (
 // not synced until then is gone, as far as forget can tell.
 type powerDisk struct {
 	driver.Disk
-	cutAt int
+	cutAt   int
+	instead func() // is called at that change, and the power stays; nil if it fails
 
 	mu      sync.Mutex
 	changes int
 	undo    []func() error  // of what was made since the last sync
+	blank   []func() error  // makes zeros of what was appended since
 	durable map[string]bool // files that were there at a sync
 	kept    map[string]bool // directories in which something was published
 }
@@ -51,7 +53,11 @@ var errPower = errors.New("power failure")
 func (d *powerDisk) change() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.changes++; d.changes >= d.cutAt {
+	d.changes++
+	switch {
+	case d.instead != nil && d.changes == d.cutAt:
+		d.instead()
+	case d.instead == nil && d.changes >= d.cutAt:
 		return errPower
 	}
 	return nil
@@ -150,7 +156,7 @@ func (d *powerDisk) SyncFS(path string) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.undo = nil
+	d.undo, d.blank = nil, nil
 	filepath.WalkDir(filepath.Dir(path), func(file string, e fs.DirEntry, err error) error {
 		d.durable[file] = true
 		return err
@@ -182,10 +188,11 @@ func (d *powerDisk) RemoveTree(ctx context.Context, path string) error {
 // the files below root, if the names happened to reach the disk.
 func (d *powerDisk) forget(t *testing.T, root string, keepNames bool) {
 	t.Helper()
-	for _, undo := range slices.Backward(d.undo) {
-		if keepNames {
-			continue
-		}
+	undone := d.undo
+	if keepNames {
+		undone = d.blank
+	}
+	for _, undo := range slices.Backward(undone) {
 		if err := undo(); err != nil {
 			t.Fatal(err)
 		}
