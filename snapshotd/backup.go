@@ -79,6 +79,11 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) (report backup.Report,
 		s.log.Warn("what is about to be replaced could not be backed up", "err", err)
 	}
 	defer s.ring() // Collect has waited
+	giveBack, err := s.trashTurn(ctx)
+	if err != nil {
+		return report, err
+	}
+	defer giveBack()
 	return report, s.gate.Apart(ctx, func() error {
 		report, err = s.keeper.Restore(ctx, r, s.rebuild)
 		return err

@@ -123,16 +123,33 @@ func (c *checking) checkTrees() error {
 	if err != nil {
 		return err
 	}
-	for _, id := range slices.Sorted(maps.Keys(all)) {
-		what := fmt.Sprintf("%s/%d", all[id], id)
+	suspects := make(map[uint64]string)
+	for id, snapshotter := range all {
+		what := fmt.Sprintf("%s/%d", snapshotter, id)
 		if id > before || c.isMaking(id) || !c.wants(what) {
 			continue
 		}
-		f, err := c.checkTree(id, all[id], what)
+		f, err := c.checkTree(id, snapshotter, what, false)
 		if err != nil {
 			return err
 		}
 		if f != nil {
+			suspects[id] = snapshotter
+		}
+	}
+	if len(suspects) == 0 {
+		return nil
+	}
+	// What was removed meanwhile has no row any more, and no tree.
+	if all, err = c.Store.trees(c.ctx); err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(suspects)) {
+		if all[id] == "" {
+			continue
+		}
+		f, err := c.checkTree(id, all[id], fmt.Sprintf("%s/%d", all[id], id), c.options.Repair)
+		if err == nil && f != nil {
 			err = c.say(f)
 		}
 		if err := errors.Join(err, c.goOn()); err != nil {
@@ -145,24 +162,19 @@ func (c *checking) checkTrees() error {
 // checkTree says what is wrong with a tree that is no snapshot's, and makes it
 // trash if that is wanted: one that nobody claims only if it is named, because a
 // container may run on it.
-func (c *checking) checkTree(id uint64, snapshotter, what string) (f *fsck.Finding, err error) {
+func (c *checking) checkTree(id uint64, snapshotter, what string, mending bool) (f *fsck.Finding, err error) {
 	bury := func(tx *kv.Tx) error {
 		return errors.Join(tx.Delete(unclaimedKey(id)), tx.PutJSON(trashKey(id), trash{Since: time.Now().UTC(), Snapshotter: snapshotter}))
 	}
-	look := func(tx *kv.Tx, mending bool) error {
+	look := func(tx *kv.Tx) error {
 		f = nil
 		for _, key := range [][]byte{dirKey(id), trashKey(id)} {
 			if there, err := isRow(tx, key); there || err != nil {
 				return err
 			}
 		}
-		var u unclaimed
-		if err := tx.GetJSON(quarantineKey(id), &u); err == nil {
-			f = &fsck.Finding{Severity: fsck.Note, What: "quarantine", ID: what, Why: u.Why + "; a container may still run on it: name it to have it removed"}
-		} else if err := tx.GetJSON(unclaimedKey(id), &u); err == nil {
-			f = &fsck.Finding{Severity: fsck.Waste, What: "unclaimed", ID: what, Why: u.Why + "; a container may run on it: name it to have it removed"}
-		} else {
-			f = &fsck.Finding{Severity: fsck.Waste, What: "orphan", ID: what, Why: "it is a tree that no record is about"}
+		if f, err = standing(tx, id, what); err != nil {
+			return err
 		}
 		if mending && (f.What == "orphan" || c.only[what]) {
 			f.Done = "made trash"
@@ -170,12 +182,31 @@ func (c *checking) checkTree(id uint64, snapshotter, what string) (f *fsck.Findi
 		}
 		return nil
 	}
-	if c.options.Repair {
-		err = c.db.Release(c.ctx, func(tx *kv.Tx) error { return look(tx, true) })
+	if mending {
+		err = c.db.Release(c.ctx, look)
 		c.ring()
 		return f, err
 	}
-	return f, c.db.View(func(tx *kv.Tx) error { return look(tx, false) })
+	err = c.db.View(look)
+	return f, err
+}
+
+// standing is what is known of a tree that is no snapshot's and no trash.
+func standing(tx *kv.Tx, id uint64, what string) (*fsck.Finding, error) {
+	var u unclaimed
+	switch err := tx.GetJSON(quarantineKey(id), &u); {
+	case err == nil:
+		return &fsck.Finding{Severity: fsck.Note, What: "quarantine", ID: what, Why: u.Why + "; a container may still run on it: name it to have it removed"}, nil
+	case !errors.Is(err, errdefs.ErrNotFound):
+		return nil, err
+	}
+	switch err := tx.GetJSON(unclaimedKey(id), &u); {
+	case err == nil:
+		return &fsck.Finding{Severity: fsck.Waste, What: "unclaimed", ID: what, Why: u.Why + "; a container may run on it: name it to have it removed"}, nil
+	case !errors.Is(err, errdefs.ErrNotFound):
+		return nil, err
+	}
+	return &fsck.Finding{Severity: fsck.Waste, What: "orphan", ID: what, Why: "it is a tree that no record is about"}, nil
 }
 
 func isRow(tx *kv.Tx, key []byte) (bool, error) {

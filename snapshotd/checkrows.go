@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -168,7 +169,14 @@ func (c *checking) judgeDir(tx *kv.Tx, key, value []byte) (*fsck.Finding, func()
 	if err == nil && r.ID == id || err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		return nil, nil
 	}
-	return &fsck.Finding{Severity: fsck.Waste, What: "record", ID: o.id(), Why: fmt.Sprintf("tree %d is said to be its, and is not", id), Done: "removed"}, remove
+	why := fmt.Sprintf("tree %d is said to be its, and is not", id)
+	return &fsck.Finding{Severity: fsck.Waste, What: "record", ID: o.id(), Why: why, Done: "removed"}, func() error {
+		if _, loaded := c.drivers[o.Snapshotter]; !loaded {
+			return remove()
+		}
+		// Whose it was is not known: a container may run on it.
+		return errors.Join(remove(), tx.PutJSON(unclaimedKey(id), unclaimed{time.Now().UTC(), o.Snapshotter, why}))
+	}
 }
 
 // judgeMember wants both rows of a membership. Half of one is completed: that

@@ -145,6 +145,16 @@ var (
 	errAway = errors.New("its snapshotter is not there")
 )
 
+// trashTurn waits until nobody removes trees, or decides what they are.
+func (s *Store) trashTurn(ctx context.Context) (giveBack func(), err error) {
+	select {
+	case s.turn <- struct{}{}:
+		return func() { <-s.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // discard removes one tree. Its row stays until then, so that as long as there
 // are files any start finds them.
 func (s *Store) discard(ctx context.Context, t trashed) error {
@@ -157,6 +167,19 @@ func (s *Store) discard(ctx context.Context, t trashed) error {
 		return errBusy
 	}
 	defer release()
+	// A backup that is being restored may have it as a snapshot.
+	giveBack, err := s.trashTurn(ctx)
+	if err != nil {
+		return err
+	}
+	defer giveBack()
+	var still bool
+	if err := s.db.View(func(tx *kv.Tx) (err error) {
+		still, err = isRow(tx, trashKey(t.id))
+		return err
+	}); err != nil || !still {
+		return err
+	}
 	slow, cancel := context.WithTimeout(ctx, removeTime)
 	defer cancel()
 	// Whoever looks for records that are lost must not find this one.

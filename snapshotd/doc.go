@@ -141,11 +141,13 @@
 // A snapshot's files are held, in memory, by whoever extracts into it, commits
 // it or removes it; Apply and Commit wait for each other, Collect comes back
 // later. An activation is held in the same way by whoever makes or undoes it.
-// Store.mu and its like in package mounter guard who holds what and are leaves. Leases are looked up
-// before anything is held. Order: held snapshot, a place among those who
-// extract, the turn to sync the file system, the database's turn. Who unpacks waits
-// for others, and for layers below, without a place. Commits that
-// come at the same time share one sync, see package driver.
+// Store.mu and its like in package mounter guard who holds what and are leaves.
+// Leases are looked up before anything is held. Order: held snapshot, a place
+// among those who extract or the turn to remove a tree, the turn to sync the file
+// system, the database's turn. Who restores a backup has the turn to remove trees
+// before all, so that none goes which the backup has as a snapshot. Who unpacks
+// waits for others, and for layers below, without a place. Commits that come at
+// the same time share one sync, see package driver.
 //
 // # Limits
 //

@@ -108,8 +108,12 @@ func (s *Store) discardExternal(ctx context.Context, e *external, t trashed) (ns
 	}
 	defer release()
 	var b begun
+	var still bool // a backup may have been restored meanwhile that knows better
 	ns, _, _ = strings.Cut(t.Key, "/")
 	if err := s.db.View(func(tx *kv.Tx) (err error) {
+		if still, err = isRow(tx, trashKey(t.id)); err != nil || !still {
+			return err
+		}
 		if b, _, err = begunOf(tx, t.id); err != nil {
 			return err
 		}
@@ -118,7 +122,7 @@ func (s *Store) discardExternal(ctx context.Context, e *external, t trashed) (ns
 			return err
 		}
 		return nil
-	}); err != nil {
+	}); err != nil || !still {
 		return "", err
 	}
 	gone := []driver.Ref{{ID: t.id, Namespace: ns, Key: t.Key}}

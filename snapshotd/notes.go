@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/gantryd/gantry/services/snapshot"
 )
@@ -59,7 +60,14 @@ func (s *Store) tell(n note) error {
 	if err != nil {
 		return err
 	}
-	return s.disk.Append(s.notePath(n.Snapshotter, n.ID), append(append([]byte{'\n'}, b...), '\n'))
+	path, line := s.notePath(n.Snapshotter, n.ID), append(append([]byte{'\n'}, b...), '\n')
+	if fi, err := os.Lstat(path); err == nil && fi.Size() > noteFull && (n.Kind != snapshot.Committed || n.Whole) {
+		return s.disk.Publish(path, func(f *os.File) error {
+			_, err := f.Write(line)
+			return err
+		})
+	}
+	return s.disk.Append(path, line)
 }
 
 // tellLater is tell where the record is what counts.
@@ -98,8 +106,14 @@ func (s *Store) isMaking(id uint64) bool {
 	return s.making[id] || s.held[id] != nil
 }
 
-// noteMax is how long a note is at most that is read.
-const noteMax = 1 << 20
+const (
+	// noteMax is how long a note is at most that is read.
+	noteMax = 1 << 20
+
+	// noteFull is how long it becomes before a state that can be believed alone
+	// takes the place of all: its labels may change as often as somebody likes.
+	noteFull = 64 << 10
+)
 
 // readNote returns what can be read of a note, the last state first.
 func readNote(path string, id uint64) ([]note, error) {
@@ -157,9 +171,15 @@ func (s *Store) mendNotes(all []kept) error {
 			has[name][id] = true
 		}
 	}
+	var last time.Time
+	for _, k := range all {
+		if k.record.Updated.After(last) {
+			last = k.record.Updated
+		}
+	}
 	for _, k := range all {
 		notes, loaded := has[k.owner.Snapshotter]
-		if !loaded || notes[k.record.ID] && s.isTold(k) {
+		if !loaded || notes[k.record.ID] && s.isTold(k, last.Add(-noteDelay)) {
 			continue
 		}
 		s.tellLater(note{k.owner, k.record, k.origin, true})
@@ -167,12 +187,21 @@ func (s *Store) mendNotes(all []kept) error {
 	return nil
 }
 
+// noteDelay is long enough for what was appended to a note to have come to the
+// disk by itself. What was appended in that time before the last change of all may
+// be lost by a power failure that came then.
+const noteDelay = time.Hour
+
 // isTold says whether the note of a tree is about what the record is about. What
-// is committed stays so.
-func (s *Store) isTold(k kept) bool {
-	if k.record.Kind == snapshot.Committed {
+// is committed stays so: after a while nobody has to look again.
+func (s *Store) isTold(k kept, since time.Time) bool {
+	if k.record.Kind == snapshot.Committed && k.record.Updated.Before(since) {
 		return true
 	}
 	told, err := readNote(s.notePath(k.owner.Snapshotter, k.record.ID), k.record.ID)
-	return err == nil && len(told) > 0 && told[0].Kind == k.record.Kind
+	if err != nil || len(told) == 0 {
+		return false
+	}
+	n, ok := believed(told, k.owner.Snapshotter)
+	return ok && n.Kind == k.record.Kind && (n.Kind == snapshot.Committed || told[0].Kind == n.Kind)
 }

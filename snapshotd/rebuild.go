@@ -106,16 +106,23 @@ func (b *rebuilding) believe(snapshotter string, id uint64) (note, bool, error) 
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
+	n, ok := believed(all, snapshotter)
+	return n, ok, err
+}
+
+// believed returns the first of the states of a note that can be.
+func believed(all []note, snapshotter string) (note, bool) {
 	for _, n := range all {
 		if n.Snapshotter == snapshotter && (n.Kind != snapshot.Committed || n.Whole) {
-			return n, true, err
+			return n, true
 		}
 	}
-	return note{}, false, err
+	return note{}, false
 }
 
 // dropGone removes the records whose tree is gone, and those that a note knows
-// better: the backup is older.
+// better: the backup is older. What is committed stays so. A note that says that
+// it is active has lost what was appended before a power failure.
 func (b *rebuilding) dropGone(ctx context.Context) error {
 	newer := make(map[uint64]note, len(b.notes))
 	for _, n := range b.notes {
@@ -123,7 +130,7 @@ func (b *rebuilding) dropGone(ctx context.Context) error {
 	}
 	var gone []kept
 	if err := b.db.View(func(tx *kv.Tx) error {
-		all, err := keptTrees(tx)
+		all, _, err := keptTrees(tx)
 		for _, k := range all {
 			if b.isYoung(k.record.ID) {
 				continue
@@ -133,7 +140,8 @@ func (b *rebuilding) dropGone(ctx context.Context) error {
 			if _, loaded := b.drivers[k.owner.Snapshotter]; !loaded && !told {
 				continue
 			}
-			if !there || told && (n.owner != k.owner || n.Kind != k.record.Kind) {
+			older := told && k.record.Kind != snapshot.Committed && (n.owner != k.owner || n.Kind != k.record.Kind)
+			if !there || older {
 				gone = append(gone, k)
 			}
 		}
@@ -188,6 +196,12 @@ func (b *rebuilding) remake(ctx context.Context, n note) (done bool, err error) 
 		done, made = true, false
 		if _, err := tx.Get(trashKey(n.ID)); !errors.Is(err, errdefs.ErrNotFound) {
 			return err // it was removed before the backup
+		}
+		var o owner
+		if err := tx.GetJSON(dirKey(n.ID), &o); err == nil && o != n.owner {
+			return nil // the record of the tree knows better
+		} else if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			return err
 		}
 		switch r, err := h.get(tx, n.Name); {
 		case err == nil && r.ID != n.ID:
@@ -268,7 +282,7 @@ func (b *rebuilding) claim(ctx context.Context) error {
 			return err
 		}
 		b.raise(last)
-		all, err := keptTrees(tx)
+		all, _, err := keptTrees(tx)
 		for _, k := range all {
 			delete(left, k.record.ID)
 		}

@@ -32,8 +32,14 @@ func (s *Store) reconcile() error {
 		if err := tx.GetJSON(lastKey, &last); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 			return err
 		}
-		if all, err = keptTrees(tx); err != nil {
+		var lost []uint64
+		if all, lost, err = keptTrees(tx); err != nil {
 			return err
+		}
+		for _, id := range lost {
+			s.log.Error("a tree is said to be a snapshot's that has another, or is not there; it stays until gantryctl fsck snapshots", "id", id)
+			delete(found, id)
+			last = max(last, id)
 		}
 		for _, family := range []string{"trash", "unclaimed", "quarantine"} {
 			for key := range tx.Scan(kv.Key(family, ""), nil) {
@@ -78,21 +84,32 @@ type kept struct {
 	origin origin
 }
 
-func keptTrees(tx *kv.Tx) (all []kept, err error) {
+// keptTrees returns the trees of snapshots, and those that are said to be one's
+// which says otherwise: they keep nobody from the rest, and are not trash.
+func keptTrees(tx *kv.Tx) (all []kept, lost []uint64, err error) {
 	for key, value := range tx.Scan(kv.Key("dir", ""), nil) {
 		var k kept
 		if err := json.Unmarshal(value, &k.owner); err != nil {
-			return nil, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
+			return nil, nil, fmt.Errorf("record %q: %w: %w", key, err, errdefs.ErrDataLoss)
 		}
-		if k.record, err = k.owner.shelf().get(tx, k.owner.Name); err != nil {
-			return nil, err
+		id, err := idOf(key)
+		if err != nil {
+			return nil, nil, err
 		}
-		if k.origin, err = originOf(tx, k.record.ID); err != nil {
-			return nil, err
+		k.record, err = k.owner.shelf().get(tx, k.owner.Name)
+		if errors.Is(err, errdefs.ErrNotFound) || err == nil && k.record.ID != id {
+			lost = append(lost, id)
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if k.origin, err = originOf(tx, id); err != nil {
+			return nil, nil, err
 		}
 		all = append(all, k)
 	}
-	return all, nil
+	return all, lost, nil
 }
 
 // trees returns the snapshotter of each id that has a tree, whole or not.

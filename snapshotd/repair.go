@@ -123,6 +123,9 @@ func (c *checking) replace(d driver.Driver, k kept) error {
 	if err := errors.Join(c.tell(n), c.swap(k, r, old.Parents)); err != nil {
 		return abandon(err)
 	}
+	if c.spent.note(d, driver.Ref{ID: r.ID}) {
+		c.ring() // what the new one was made of
+	}
 	return c.untell(k.owner.Snapshotter, k.record.ID)
 }
 
@@ -131,6 +134,11 @@ func (c *checking) extractAgain(d driver.Driver, k kept, s, as driver.Snapshot) 
 	if err := d.Create(c.ctx, s); err != nil {
 		return err
 	}
+	leave, err := c.place(c.ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	l := k.origin.Layers[0]
 	a := applier{s: c.Store, scope: namespace.Scope{Name: k.owner.Namespace}}
 	res, err := a.extract(c.ctx, l.descriptor(), target{d: d, Snapshot: s}, diff.ApplyOptions{})
