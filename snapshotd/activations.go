@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/activation"
+	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/snapshot"
@@ -30,6 +31,9 @@ func (s *Store) Unmount(ctx context.Context) error { return s.mounter.Collect(ct
 func (s *Store) openMounter() (err error) {
 	s.mounter, err = mounter.Open(filepath.Join(s.cfg.State, "mounts"), mounter.Needs{
 		Records: s.db, Leases: s.needs.Leases, Members: memberRows{}, Places: places{s}, Log: s.log, FreeMin: s.cfg.freeMin(),
+		Hidden: func(ns, name string) bool {
+			return s.gate.Hidden(gc.Node{Namespace: ns, Resource: mounter.Resource(name)})
+		},
 	})
 	return err
 }

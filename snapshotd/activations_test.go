@@ -17,12 +17,14 @@ import (
 	"github.com/gantryd/gantry/services/activation"
 	"github.com/gantryd/gantry/services/activation/activationrpc"
 	"github.com/gantryd/gantry/services/activation/activationtest"
+	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/gc/gctest"
 	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/rpc/rpctest"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/mounter"
 )
 
 func needImages(t testing.TB) {
@@ -212,6 +214,37 @@ func TestCollectorKeepsActivations(t *testing.T) {
 	if _, err := s.Activations().In(one).Info(t.Context(), "leased"); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("Info of an activation whose lease is gone = %v, want not found", err)
 	}
+}
+
+// TestNobodyFindsWhatIsSwept: who is told of an activation while it is swept, past
+// the deadline perhaps, would refer to what is gone.
+func TestNobodyFindsWhatIsSwept(t *testing.T) {
+	s, m := openActivations(t, noLeases{})
+	a := s.Activations().In(one)
+	image := mount.Mount{Type: "erofs", Source: m.image(t, "one"), Options: []string{"ro"}}
+	for _, name := range []string{"dead", "kept"} {
+		_, err := a.Activate(t.Context(), name, []mount.Mount{image}, activation.Options{})
+		must(t, err)
+	}
+	must(t, s.Begin(t.Context(), 1))
+	for _, err := range s.Freeze(t.Context(), 1, gc.Now().Add(gc.HoldMax)) {
+		must(t, err)
+	}
+	dead := []gc.Node{{Namespace: "one", Resource: mounter.Resource("dead")}}
+	_, err := s.gate.Sweep(t.Context(), 1, dead, func(ctx context.Context, dead []gc.Node) (done, removed int, err error) {
+		if _, err := a.Info(ctx, "dead"); !errors.Is(err, errdefs.ErrNotFound) {
+			t.Errorf("Info of what is swept = %v, want not found", err)
+		}
+		for i, err := range a.List(ctx) {
+			if err != nil || i.Name != "kept" {
+				t.Errorf("List while there is a sweep: %q, %v", i.Name, err)
+			}
+		}
+		return s.sweepDead(ctx, dead)
+	})
+	must(t, err)
+	must(t, s.End(t.Context(), 1))
+	must(t, a.Deactivate(t.Context(), "kept"))
 }
 
 // TestNobodyWritesBesideTheTree asks for the directory in which the images of a

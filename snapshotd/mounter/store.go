@@ -57,6 +57,10 @@ type Needs struct {
 	Log     *slog.Logger
 
 	FreeMin int64 // bytes of free disk that images leave alone
+
+	// Hidden says that the collector is about to remove an activation, which
+	// then is not to be found; nil is none.
+	Hidden func(ns, name string) bool
 }
 
 // A Store makes activations.
@@ -227,7 +231,7 @@ func (n scoped) Info(_ context.Context, name string) (activation.Info, error) {
 		r, err = get(tx, n.scope.Name, name)
 		return err
 	})
-	if err == nil && r.State == making {
+	if err == nil && (r.State == making || n.hidden(name)) {
 		err = fmt.Errorf("activation %s: %w", name, errdefs.ErrNotFound)
 	}
 	if err != nil {
@@ -274,13 +278,17 @@ func (n scoped) page(from []byte) (page []activation.Info, next []byte, err erro
 			if err != nil {
 				return err
 			}
-			if r.State != making {
+			if r.State != making && !n.hidden(name) {
 				page = append(page, r.info(name))
 			}
 		}
 		return nil
 	})
 	return page, next, err
+}
+
+func (n scoped) hidden(name string) bool {
+	return n.s.needs.Hidden != nil && n.s.needs.Hidden(n.scope.Name, name)
 }
 
 func (s *Store) newPlace(count int) place {
