@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -27,9 +26,9 @@ func (c *checking) checkBytes() error {
 		c.progress.ObjectsTotal++
 		c.progress.BytesTotal += c.known[d]
 	}
-	pace := pace{rate: c.options.Rate, began: time.Now()}
+	pace := fsck.NewPace(c.options.Rate)
 	for _, d := range all {
-		if err := c.checkBlob(d, &pace); err != nil {
+		if err := c.checkBlob(d, pace); err != nil {
 			return err
 		}
 	}
@@ -38,7 +37,7 @@ func (c *checking) checkBytes() error {
 
 // checkBlob hashes a blob, and quarantines it if that is wanted and its bytes
 // are wrong.
-func (c *checking) checkBlob(d digest.Digest, pace *pace) error {
+func (c *checking) checkBlob(d digest.Digest, pace *fsck.Pace) error {
 	f, err := os.OpenFile(c.path(d), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		// Deleted since, or else it is lost.
@@ -89,7 +88,7 @@ const hashPart = 256 << 10
 
 // hash reads a file from the disk, not from memory where it can, and leaves
 // nothing of it there.
-func (c *checking) hash(f *os.File, d digest.Digest, pace *pace) (digest.Digest, error) {
+func (c *checking) hash(f *os.File, d digest.Digest, pace *fsck.Pace) (digest.Digest, error) {
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 	defer func() { _ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }()
 	h := content.NewHash(d.Algorithm())
@@ -103,38 +102,8 @@ func (c *checking) hash(f *os.File, d digest.Digest, pace *pace) (digest.Digest,
 		if err != nil {
 			return "", err
 		}
-		if err := c.keepTo(pace, int64(n)); err != nil {
+		if err := pace.Keep(c.ctx, int64(n), tellEvery, c.goOn); err != nil {
 			return "", err
 		}
 	}
-}
-
-// A pace is a number of bytes a second.
-type pace struct {
-	rate  int64 // 0 is any
-	began time.Time
-	done  int64
-}
-
-// keepTo waits until n more bytes are within the pace, and says meanwhile that
-// the check goes on.
-func (c *checking) keepTo(p *pace, n int64) error {
-	p.done += n
-	for p.rate > 0 {
-		wait := time.Duration(float64(p.done)/float64(p.rate)*float64(time.Second)) - time.Since(p.began)
-		if wait <= 0 {
-			break
-		}
-		timer := time.NewTimer(min(wait, tellEvery))
-		select {
-		case <-c.ctx.Done():
-			timer.Stop()
-			return c.ctx.Err()
-		case <-timer.C:
-		}
-		if err := c.goOn(); err != nil {
-			return err
-		}
-	}
-	return c.goOn()
 }

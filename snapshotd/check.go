@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -25,10 +26,12 @@ const tellEvery = time.Second
 // Check implements [fsck.Checker]. An object is a snapshot, whose id is
 // <snapshotter>/<namespace>/<name>, or a tree that nobody claims, whose id is
 // <snapshotter>/<id>. A tree is compared with the sum that its commit kept, and
-// no file of it is read.
+// no file of it is read. A deep check extracts the layer that it was made from
+// once more, if the namespace has its blob, and compares the two, files and all.
 func (s *Store) Check(ctx context.Context, o fsck.Options) iter.Seq2[fsck.Item, error] {
 	return func(yield func(fsck.Item, error) bool) {
 		c := &checking{Store: s, ctx: ctx, options: o, yield: yield, told: time.Now(), found: make(map[string]bool)}
+		c.deep.pace = fsck.NewPace(o.Rate)
 		for _, id := range o.Only {
 			if c.only == nil {
 				c.only = make(map[string]bool)
@@ -53,6 +56,8 @@ type checking struct {
 	found map[string]bool // of them
 	kept  []kept          // trees of snapshots
 
+	deep     deep
+	read     atomic.Int64 // bytes of layers
 	progress fsck.Progress
 	told     time.Time
 }
@@ -69,7 +74,7 @@ func (c *checking) run() error {
 			return fmt.Errorf("snapshot %q: want SNAPSHOTTER/NAMESPACE/NAME: %w", id, errdefs.ErrInvalidArgument)
 		}
 	}
-	for _, step := range []func() error{c.checkDatabase, c.checkRows, c.checkTrees, c.checkSums} {
+	for _, step := range []func() error{c.checkDatabase, c.checkRows, c.checkTrees, c.checkSums, c.sayUncompared} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -221,6 +226,11 @@ func isRow(tx *kv.Tx, key []byte) (bool, error) {
 func (c *checking) checkSums() error {
 	c.progress.ObjectsTotal = int64(len(c.kept))
 	for _, k := range c.kept {
+		if len(k.origin.Layers) == 1 && c.isDeep(k) {
+			c.progress.BytesTotal += k.origin.Layers[0].Size
+		}
+	}
+	for _, k := range c.kept {
 		d, loaded := c.drivers[k.owner.Snapshotter]
 		if !loaded || k.record.Kind != snapshot.Committed {
 			continue
@@ -265,7 +275,7 @@ func (c *checking) say(f *fsck.Finding) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
-	c.told = time.Now()
+	c.told, c.progress.Bytes = time.Now(), c.read.Load()
 	if f != nil && f.Severity == fsck.Loss {
 		c.log.Error("fsck: "+f.What, "snapshot", f.ID, "where", f.Where, "why", f.Why, "done", f.Done)
 	}

@@ -66,10 +66,14 @@
 // A commit keeps the sum of what the tree looks like (package tree), and which
 // layer was extracted into it. What was written past this daemon shows in the
 // sum. A check compares the rows with each other and with the trees, and the
-// trees with their sums; it reads no file, so that bytes that changed in their
-// place are not found. A repair extracts a layer again into a tree of its own,
-// which takes the place of the wrong one only if it has the sum; the wrong one
-// is in quarantine then, because containers may run on it.
+// trees with their sums; it reads no file. A deep one extracts the layer of a tree
+// once more, beside it and on the same parents, if the namespace has the blob, and
+// compares the files. Where the sum holds, only bytes and extended attributes that
+// differ count: whatever looks otherwise was written past the layer before the
+// commit. That tree has no record, and goes when it was compared. A repair
+// extracts a layer again into a tree of its own, which takes the place of the wrong
+// one only if it has the sum; the wrong one is in quarantine then, because
+// containers may run on it.
 //
 // # Layers
 //

@@ -30,22 +30,16 @@ func (c *checking) checkSum(d driver.Driver, k kept) (*fsck.Finding, error) {
 		return nil, err
 	}
 	f := &fsck.Finding{Severity: fsck.Loss, ID: k.owner.id(), Where: fmt.Sprintf("tree %d", k.record.ID)}
-	if !d.Has(c.ctx, own) {
-		f.What, f.Why = "missing", "its tree is gone"
-	} else if k.origin.Sum == "" {
-		return nil, nil
-	} else {
-		sum, err := sumOf(c.ctx, d, own)
-		switch {
-		case c.ctx.Err() != nil:
-			return nil, c.ctx.Err()
-		case err != nil:
-			f.What, f.Why = "unreadable", err.Error()
-		case sum != k.origin.Sum:
-			f.What, f.Why = "changed", "the tree does not look as it did at its commit"
-		default:
-			return nil, nil
+	if err := c.compareLooks(d, k, own, f); err != nil {
+		return nil, err
+	}
+	if c.isDeep(k) && (f.What == "" || f.What == "changed") {
+		if err := c.compareLayer(d, k, own, f); err != nil {
+			return nil, err
 		}
+	}
+	if f.What == "" {
+		return nil, nil
 	}
 	if still, err := c.isStill(k); err != nil || !still {
 		return nil, err
@@ -61,6 +55,27 @@ func (c *checking) checkSum(d driver.Driver, k kept) (*fsck.Finding, error) {
 		}
 	}
 	return f, nil
+}
+
+// compareLooks says in a finding that a tree is gone, or does not look as it did.
+func (c *checking) compareLooks(d driver.Driver, k kept, own driver.Snapshot, f *fsck.Finding) error {
+	if !d.Has(c.ctx, own) {
+		f.What, f.Why = "missing", "its tree is gone"
+		return nil
+	}
+	if k.origin.Sum == "" {
+		return nil
+	}
+	sum, err := sumOf(c.ctx, d, own)
+	switch {
+	case c.ctx.Err() != nil:
+		return c.ctx.Err()
+	case err != nil:
+		f.What, f.Why = "unreadable", err.Error()
+	case sum != k.origin.Sum:
+		f.What, f.Why = "changed", "the tree does not look as it did at its commit"
+	}
+	return nil
 }
 
 // ownOf is the snapshot as its driver knows it.

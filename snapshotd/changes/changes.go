@@ -51,6 +51,8 @@ type Trees struct {
 	// of an overlay on Lower, and is the prefix of the attributes that overlayfs
 	// keeps there ("trusted.overlay.").
 	Overlay string
+
+	read func(n int64) error // is told of bytes that were compared; nil is nobody
 }
 
 // A Change is something in the upper tree that is not so in the lower one, or

@@ -124,6 +124,11 @@ func (w *walker) sameBytes(a, b *os.File, size int64) (bool, error) {
 		if !bytes.Equal(w.bufs[0][:n], w.bufs[1][:n]) {
 			return false, nil
 		}
+		if w.trees.read != nil {
+			if err := w.trees.read(2 * n); err != nil {
+				return false, err
+			}
+		}
 	}
 	return true, nil
 }
