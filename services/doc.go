@@ -58,7 +58,7 @@
 //	backup     records, copied and put back        contentd
 //	gc         what nobody refers to, and goes     every owner; imaged coordinates
 //
-// Smaller words that they share are ident, label, filter, mount and typed.
+// Smaller words that they share are ident, idmap, label, filter, mount and typed.
 //
 // # The kit
 //
@@ -66,7 +66,7 @@
 // signals to a served socket and back), rpc (servers, clients, peers, errors
 // across a socket), kv (records that are durable when a call returns), outbox
 // (events in the transaction of the change they report), fdpass (open files
-// across a socket).
+// across a socket), detached (mounts with a container's ids, attached nowhere).
 //
 // Bytes of blobs do not cross gRPC where both ends are on one machine: contentd
 // hands out files on [suite.BlobsSocket], to those whom the table lets, and

@@ -17,13 +17,13 @@ import (
 )
 
 // The nouns, without their wires and promises.
-const nouns = "services/ident services/typed services/mount services/label services/filter services/suite " +
+const nouns = "services/ident services/idmap services/typed services/mount services/label services/filter services/suite " +
 	"services/namespace services/event services/lease services/content services/snapshot services/diff services/activation " +
 	"services/unpack services/image services/container services/task services/runner services/fsck services/backup services/gc "
 
 // What an engine may know: contracts, the mechanisms of the kit that know no
 // wire, and libraries that are about disks and kernels.
-const engine = nouns + "services/kv services/outbox services/gated services/keep disks "
+const engine = nouns + "services/kv services/outbox services/gated services/keep services/detached disks "
 
 // law is which package may import what. A package is judged by the first row
 // that matches it. Beside what is named, everybody may import the standard
@@ -36,6 +36,7 @@ var law = []struct{ from, may string }{
 
 	// The vocabulary. Contracts know each other only in this order.
 	{"services/ident", ""},
+	{"services/idmap", ""},
 	{"services/typed", ""},
 	{"services/mount", ""},
 	{"services/label", ""},
@@ -47,7 +48,7 @@ var law = []struct{ from, may string }{
 	{"services/event", "services/ident services/filter"},
 	{"services/lease", "services/namespace services/label services/filter"},
 	{"services/content", "services/namespace services/label services/filter services/lease"},
-	{"services/snapshot", "services/namespace services/label services/filter services/lease services/mount"},
+	{"services/snapshot", "services/namespace services/label services/filter services/lease services/mount services/idmap"},
 	{"services/diff", "services/namespace services/label services/mount services/typed services/content"},
 	{"services/activation", "services/namespace services/label services/mount"},
 	{"services/unpack", "services/namespace services/label"},
@@ -78,6 +79,7 @@ var law = []struct{ from, may string }{
 	{"services/gated", "services/kv services/gc"},
 	{"services/keep", "services/kv services/backup"},
 	{"services/fdpass", ""},
+	{"services/detached", "services/idmap"},
 	{"services/daemon", "services/rpc services/fdpass services/suite services/suite/suiterpc grpc otel metrics toml systemd process"},
 
 	// The engines. They know disks, kernels and contracts; not wires. A folder
@@ -92,7 +94,7 @@ var law = []struct{ from, may string }{
 	{"snapshotd/*", engine + "snapshotd/*"},
 	{"imaged/*", engine + "imaged/*"},
 	{"taskd/*", engine + "taskd/*"},
-	{"shim", nouns + "disks shim/*"},
+	{"shim", nouns + "services/detached disks shim/*"},
 	{"shim/*", nouns + "disks shim/*"},
 
 	// The SDK: contracts, and the wires to reach them.

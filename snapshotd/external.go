@@ -78,6 +78,9 @@ func (n outside) Update(ctx context.Context, info snapshot.Info, fields ...strin
 	if r.Labels, err = label.Update(r.Labels, info.Labels, fields); err != nil {
 		return snapshot.Info{}, err
 	}
+	if _, err := snapshot.IDs(r.Labels); err != nil {
+		return snapshot.Info{}, err
+	}
 	if err := n.e.Relabel(ctx, n.known(info.Name, r, chain), fields...); err != nil {
 		return snapshot.Info{}, fmt.Errorf("snapshot %s: %w", info.Name, err)
 	}

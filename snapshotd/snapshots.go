@@ -62,6 +62,9 @@ func (n snapshots) Update(ctx context.Context, info snapshot.Info, fields ...str
 		if r.Labels, err = label.Update(r.Labels, info.Labels, fields); err != nil {
 			return err
 		}
+		if _, err := snapshot.IDs(r.Labels); err != nil {
+			return err
+		}
 		r.Updated = time.Now().UTC()
 		if updated, now.record = r.info(info.Name), r; r.Kind == snapshot.Committed {
 			if now.Origin, err = originOf(tx, r.ID); err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/gantryd/gantry/services/idmap"
 	"github.com/gantryd/gantry/services/label"
 )
 
@@ -24,8 +25,9 @@ func CheckKey(key string) error {
 	return nil
 }
 
-// Check is [errdefs.ErrInvalidArgument] if a label is too long, and
-// [errdefs.ErrNotImplemented] if something is asked for that is not a trait.
+// Check is [errdefs.ErrInvalidArgument] if a label is too long or says no mapping
+// where it has to, and [errdefs.ErrNotImplemented] for a parent that a commit
+// cannot take.
 func (o Options) Check(t Traits) error {
 	if err := label.Check(o.Labels); err != nil {
 		return err
@@ -33,12 +35,18 @@ func (o Options) Check(t Traits) error {
 	if o.Parent != "" && !t.Rebase {
 		return fmt.Errorf("commit on another parent: %w", errdefs.ErrNotImplemented)
 	}
-	for _, l := range []string{LabelUIDMapping, LabelGIDMapping} {
-		if o.Labels[l] != "" && !t.RemapIDs {
-			return fmt.Errorf("label %s: %w", l, errdefs.ErrNotImplemented)
-		}
+	_, err := IDs(o.Labels)
+	return err
+}
+
+// IDs returns the ids that the labels of a snapshot say. What is not a mapping
+// is [errdefs.ErrInvalidArgument].
+func IDs(labels map[string]string) (idmap.Map, error) {
+	m, err := idmap.Parse(labels[LabelUIDMapping], labels[LabelGIDMapping])
+	if err != nil {
+		return idmap.Map{}, fmt.Errorf("labels %s and %s: %w", LabelUIDMapping, LabelGIDMapping, err)
 	}
-	return nil
+	return m, nil
 }
 
 // Field reads what filters of a list may name: "kind", "name", "parent" and

@@ -56,8 +56,14 @@ type Options struct {
 // Traits are what a snapshotter does beyond the contract. The promises test
 // that they are told truly.
 type Traits struct {
-	Rebase   bool // Commit takes a parent
-	RemapIDs bool // the uid and gid mapping labels are obeyed
+	Rebase bool // Commit takes a parent
+
+	// RemapIDs says that the mounts of a snapshot whose labels
+	// [LabelUIDMapping] and [LabelGIDMapping] are a mapping show its parent
+	// with the ids of the container, by the options "uidmap" and "gidmap".
+	// Without it these labels mean nothing: who wants other ids changes the
+	// owners in a parent of its own, as containerd's clients do.
+	RemapIDs bool
 }
 
 // Stores gives out a Store for each snapshotter and scope.
@@ -78,6 +84,9 @@ type Stores interface {
 //     View and Commit; what they create, and what turns out to exist already,
 //     becomes a resource of the lease.
 //   - A label set to "" is deleted.
+//   - The mapping labels, [LabelUIDMapping] and [LabelGIDMapping], are both there
+//     or none, and as [idmap.Parse] wants them: else it is
+//     [errdefs.ErrInvalidArgument].
 //   - Methods may be called from any goroutine.
 type Store interface {
 	// Stat returns what is known of a snapshot.

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/services/detached"
 	"github.com/gantryd/gantry/snapshotd/loop"
 )
 
@@ -23,7 +24,7 @@ func (k Linux) stackImages(o Overlay) (*os.File, error) {
 		}
 		k.oldImages.Store(true)
 	}
-	return inPrivate(o.mountImagesHere)
+	return detached.Apart(o.mountImagesHere)
 }
 
 // detachedImages mounts each image nowhere, and the overlay over that.
@@ -119,12 +120,9 @@ func MountsFiles(image string) bool {
 	return true
 }
 
-// mountImagesHere mounts on the calling thread, which it takes out of the mount
-// namespace of the process: each image over the directory that its file is in.
+// mountImagesHere mounts in the namespace that the calling thread is alone in:
+// each image over the directory that its file is in.
 func (o Overlay) mountImagesHere() (*os.File, error) {
-	if err := leave(); err != nil {
-		return nil, err
-	}
 	for _, i := range o.Images {
 		dir := filepath.Dir(i)
 		if err := mountOver(filepath.Join(o.Dir, i), filepath.Join(o.Dir, dir)); err != nil {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/services/detached"
+	"github.com/gantryd/gantry/services/idmap"
 )
 
 // An Overlay is what the kernel is asked to stack. Paths are relative to Dir.
@@ -24,6 +26,10 @@ type Overlay struct {
 	// Images are files, each an EROFS image, that are below Lower. One of them
 	// alone is not stacked.
 	Images []string
+
+	// IDs are those that Lower has for whoever looks through the overlay. It is
+	// an [errors.ErrUnsupported] where there are no such mounts.
+	IDs idmap.Map
 }
 
 // A Kernel makes mounts. What it returns is mounted nowhere: it is reached by
@@ -61,6 +67,9 @@ func Old() Linux {
 func (k Linux) Overlay(o Overlay) (*os.File, error) {
 	if len(o.Images) > 0 {
 		return k.stackImages(o)
+	}
+	if !o.IDs.IsZero() {
+		return o.mapped()
 	}
 	if !k.old.Load() {
 		f, err := o.detached()
@@ -145,58 +154,7 @@ func said(fs int) string {
 }
 
 // private makes the mount on a thread in a mount namespace of its own.
-func (o Overlay) private() (*os.File, error) { return inPrivate(o.mountHere) }
-
-// inPrivate calls mount on a thread in a mount namespace of its own, from which
-// a descriptor is kept. The namespace ends with the thread.
-func inPrivate(mount func() (*os.File, error)) (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
-	}
-	done := make(chan result, 1)
-	var run func()
-	run = func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == os.Getpid() {
-			// The first thread stands for the process in /proc and cannot end.
-			// While it is held here, another goroutine gets another thread.
-			inner := make(chan struct{})
-			go func() { defer close(inner); run() }()
-			<-inner
-			runtime.UnlockOSThread()
-			return
-		}
-		// The thread is not unlocked: it ends with the goroutine.
-		f, err := mount()
-		done <- result{f, err}
-	}
-	go run()
-	r := <-done
-	return r.f, r.err
-}
-
-// mountHere mounts on the calling thread, which it takes out of the mount
-// namespace of the process.
-func (o Overlay) mountHere() (*os.File, error) {
-	if err := leave(); err != nil {
-		return nil, err
-	}
-	return o.mountIn()
-}
-
-// leave takes the calling thread out of the mount namespace of the process.
-// Unmounts outside are followed, so that the copies of other mounts in the new
-// namespace keep nothing busy.
-func leave() error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("mount namespace: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("mount namespace: %w", err)
-	}
-	return nil
-}
+func (o Overlay) private() (*os.File, error) { return detached.Apart(o.mountIn) }
 
 // mountIn mounts in the namespace that the calling thread is alone in.
 func (o Overlay) mountIn() (*os.File, error) {

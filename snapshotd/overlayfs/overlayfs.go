@@ -5,6 +5,9 @@
 //	<root>/snapshots/<id>/work   scratch of overlayfs, if it is active
 //	<root>/probe/                to see whether overlays can be made
 //
+// A snapshot with the ids of a container has them mapped by whoever mounts it,
+// where the kernel can; what is written to it has those of the host.
+//
 // A view of something has no directory. A layer that was extracted without its
 // parents (a rebase is to come) leaves attributes on directories, see package
 // layer, which the commit takes away.
@@ -12,12 +15,14 @@ package overlayfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/services/idmap"
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/snapshotd/driver"
@@ -32,6 +37,7 @@ type Driver struct {
 	dirs    driver.Dirs
 	kernel  kernel.Kernel
 	options []string // of overlays
+	mapsIDs bool     // the kernel shows layers with the ids of a container
 }
 
 var (
@@ -55,7 +61,8 @@ func Open(root string, env driver.Env) (*Driver, error) {
 	return d, d.probe(root)
 }
 
-// probe finds out whether overlays can be made on the file system of root.
+// probe finds out whether overlays can be made on the file system of root, and
+// whether with other ids.
 func (d *Driver) probe(root string) error {
 	const name = "probe"
 	parts := kernel.Overlay{Dir: root, Upper: name + "/upper", Work: name + "/work", Lower: []string{name + "/lower"}, Options: d.options}
@@ -64,13 +71,35 @@ func (d *Driver) probe(root string) error {
 			return err
 		}
 	}
-	f, err := d.kernel.Overlay(parts)
-	if err != nil {
+	if _, err := d.rootOf(parts); err != nil {
 		return err
 	}
+	parts.IDs = idmap.Map{UIDs: []idmap.Range{{Host: probeID, Size: 1}}, GIDs: []idmap.Range{{Host: probeID, Size: 1}}}
+	// Without the upper directory: that is shown as it is.
+	parts.Upper, parts.Work = "", ""
+	parts.Lower = append(parts.Lower, name+"/upper")
+	st, err := d.rootOf(parts)
+	if err == nil && (st.Uid != probeID || st.Gid != probeID) {
+		err = fmt.Errorf("the kernel shows user %d: %w", st.Uid, errors.ErrUnsupported)
+	}
+	if err != nil {
+		d.dirs.Log.Info("overlays cannot have the ids of containers here", "err", err)
+	}
+	d.mapsIDs = err == nil
+	return nil
+}
+
+// probeID is somebody whom the probe's directories are not owned by.
+const probeID = 1
+
+// rootOf makes an overlay and looks at it.
+func (d *Driver) rootOf(o kernel.Overlay) (st unix.Stat_t, err error) {
+	f, err := d.kernel.Overlay(o)
+	if err != nil {
+		return st, err
+	}
 	defer f.Close()
-	var st unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &st)
+	return st, unix.Fstat(int(f.Fd()), &st)
 }
 
 func (d *Driver) fs(id uint64) string   { return d.dirs.Path(id, "fs") }
@@ -78,7 +107,7 @@ func (d *Driver) work(id uint64) string { return d.dirs.Path(id, "work") }
 
 // Traits implements driver.Driver.
 func (d *Driver) Traits() driver.Traits {
-	return driver.Traits{Traits: snapshot.Traits{Rebase: true}, Beside: true}
+	return driver.Traits{Traits: snapshot.Traits{Rebase: true, RemapIDs: d.mapsIDs}, Beside: true}
 }
 
 // Create implements driver.Driver. The tree looks like its parent's.
@@ -90,11 +119,11 @@ func (d *Driver) Create(_ context.Context, s driver.Snapshot) error {
 		return err
 	}
 	if len(s.Parents) > 0 {
-		var st unix.Stat_t
-		if err := unix.Lstat(d.fs(s.Parents[0].ID), &st); err != nil {
-			return fmt.Errorf("parent: %w", err)
+		uid, gid, err := d.owner(s)
+		if err != nil {
+			return err
 		}
-		if err := d.dirs.Disk.Chown(d.fs(s.ID), int(st.Uid), int(st.Gid)); err != nil {
+		if err := d.dirs.Disk.Chown(d.fs(s.ID), uid, gid); err != nil {
 			return err
 		}
 	}
@@ -104,9 +133,28 @@ func (d *Driver) Create(_ context.Context, s driver.Snapshot) error {
 	return d.dirs.Disk.Mkdir(d.work(s.ID), 0o711)
 }
 
+// owner is whom the upper directory of a snapshot belongs to: the container's
+// root, or whoever its parent belongs to. Without parents there is no overlay:
+// the directory itself is shown with the ids, and so is root's.
+func (d *Driver) owner(s driver.Snapshot) (uid, gid int, err error) {
+	ids, err := d.ids(s)
+	if err != nil {
+		return 0, 0, err
+	}
+	if !ids.IsZero() {
+		u, g := ids.Root()
+		return int(u), int(g), nil
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(d.fs(s.Parents[0].ID), &st); err != nil {
+		return 0, 0, fmt.Errorf("parent: %w", err)
+	}
+	return int(st.Uid), int(st.Gid), nil
+}
+
 // Mounts implements driver.Driver.
 func (d *Driver) Mounts(_ context.Context, s driver.Snapshot) ([]mount.Mount, error) {
-	return d.mounts(s), nil
+	return d.mounts(s)
 }
 
 // overlay is what is stacked for a snapshot, or without it for its parents.

@@ -61,7 +61,7 @@ func NewMemory(leases lease.Registry) *Memory {
 }
 
 // Traits are a Memory's.
-func (m *Memory) Traits() snapshot.Traits { return snapshot.Traits{Rebase: true} }
+func (m *Memory) Traits() snapshot.Traits { return snapshot.Traits{Rebase: true, RemapIDs: true} }
 
 // In implements [snapshot.Stores].
 func (m *Memory) In(scope namespace.Scope, snapshotter string) (snapshot.Store, error) {
@@ -204,6 +204,9 @@ func (s memoryStore) Update(_ context.Context, info snapshot.Info, fields ...str
 	if e.info.Labels, err = label.Update(e.info.Labels, info.Labels, fields); err != nil {
 		return snapshot.Info{}, err
 	}
+	if _, err := snapshot.IDs(e.info.Labels); err != nil {
+		return snapshot.Info{}, err
+	}
 	e.info.UpdatedAt = time.Now().UTC()
 	s.m.snapshots[s.key(info.Name)] = e
 	return clone(e.info), nil
@@ -234,7 +237,11 @@ func (s memoryStore) mountsLocked(e entry) []mount.Mount {
 	if e.info.Kind == snapshot.View {
 		access = "ro"
 	}
-	return []mount.Mount{{Type: "bind", Source: fmt.Sprintf("/nowhere/%d/fs", e.id), Options: []string{access, "rbind"}}}
+	options := []string{access, "rbind"}
+	if ids, err := snapshot.IDs(e.info.Labels); err == nil { // they were checked
+		options = append(ids.Options(), options...)
+	}
+	return []mount.Mount{{Type: "bind", Source: fmt.Sprintf("/nowhere/%d/fs", e.id), Options: options}}
 }
 
 func (s memoryStore) Prepare(ctx context.Context, name, parent string, o snapshot.Options) ([]mount.Mount, error) {

@@ -56,6 +56,7 @@ var promises = []struct {
 	{"commit takes its own labels", commitLabels},
 	{"the rebase trait is told truly", rebase},
 	{"the mapping trait is told truly", remap},
+	{"a mapping that is none is refused and nothing is made", badMapping},
 	{"mounts are those that prepare and view returned", mounts},
 	{"mounts of a committed snapshot are refused", mountsCommitted},
 	{"remove then stat is not found, and the key is free", remove},
@@ -392,23 +393,6 @@ func rebase(t *testing.T, f Fixture) {
 	err = s.Commit(t.Context(), "lost", "third", snapshot.Options{Parent: "gone"})
 	wantKind(t, "Commit on a missing parent", err, errdefs.ErrNotFound)
 	statOf(t, s, "third")
-}
-
-func remap(t *testing.T, f Fixture) {
-	s := in(t, f, one)
-	for _, l := range []string{snapshot.LabelUIDMapping, snapshot.LabelGIDMapping} {
-		_, err := s.Prepare(t.Context(), "mapped "+l, "", snapshot.Options{Labels: map[string]string{l: "0:1000:1"}})
-		if f.Traits.RemapIDs {
-			if err != nil {
-				t.Errorf("Prepare with %s: %v", l, err)
-			}
-			continue
-		}
-		wantKind(t, "Prepare with "+l, err, errdefs.ErrNotImplemented)
-		if got := names(t, s); len(got) > 0 {
-			t.Errorf("List: %q, want none", got)
-		}
-	}
 }
 
 func mounts(t *testing.T, f Fixture) {
