@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/services/idmap"
 	"github.com/gantryd/gantry/services/mount"
 )
 
@@ -75,9 +76,13 @@ func mountAll(mounts []mount.Mount, dir string) error {
 }
 
 func mountOne(m mount.Mount, dir string) error {
+	ids, options, err := idmap.Take(m.Options)
+	if err != nil {
+		return err
+	}
 	var flags, propagation uintptr
 	var data []string
-	for _, o := range m.Options {
+	for _, o := range options {
 		if f, ok := mountFlags[o]; ok {
 			if f.clear {
 				flags &^= f.flag
@@ -86,7 +91,7 @@ func mountOne(m mount.Mount, dir string) error {
 			}
 		} else if p, ok := propagations[o]; ok {
 			propagation |= p
-		} else if o == "loop" || strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap=") {
+		} else if o == "loop" {
 			return fmt.Errorf("option %q: %w", o, errdefs.ErrNotImplemented)
 		} else if o != "" {
 			data = append(data, o)
@@ -105,6 +110,9 @@ func mountOne(m mount.Mount, dir string) error {
 		}
 		defer below.Close()
 		target = fmt.Sprintf("/proc/self/fd/%d", below.Fd())
+	}
+	if !ids.IsZero() {
+		return mappedMount{m.Source, kind, flags, propagation, data, ids}.on(target)
 	}
 	if err := mountCall(m.Source, target, kind, flags, data); err != nil {
 		return err

@@ -139,10 +139,10 @@ func TestCommonDir(t *testing.T) {
 }
 
 func TestMountsThatAreNotSupportedAreRefused(t *testing.T) {
-	for _, o := range []string{"loop", "uidmap=0:1:2", "gidmap=0:1:2"} {
-		err := mountOne(mount.Mount{Type: "ext4", Source: "/x", Options: []string{o}}, t.TempDir())
+	for _, o := range [][]string{{"loop"}, {"uidmap=0:1:2", "gidmap=0:1:2"}} {
+		err := mountOne(mount.Mount{Type: "ext4", Source: "/x", Options: o}, t.TempDir())
 		if !errdefs.IsNotImplemented(err) {
-			t.Errorf("option %s: error is %v, want not implemented", o, err)
+			t.Errorf("options %s: error is %v, want not implemented", o, err)
 		}
 	}
 }
