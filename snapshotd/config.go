@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/gantryd/gantry/snapshotd/layer"
+	"github.com/gantryd/gantry/snapshotd/overlayfs"
 )
 
 // Config says where snapshots live and how hard the machine is used.
@@ -17,6 +18,8 @@ type Config struct {
 	FreeMinMiB int64  `toml:"free_min_mib"` // free disk that layers leave alone
 
 	BackupMinutes int `toml:"backup_minutes"` // how often the records are backed up, if they have changed
+
+	Overlayfs overlayfs.Config `toml:"overlayfs"`
 
 	Proxies map[string]Proxy `toml:"proxy"` // external snapshotters, by name
 }
@@ -56,7 +59,7 @@ func (c Config) Check() error {
 	if c.BackupMinutes < 1 || c.BackupMinutes > 60*24*365 {
 		errs = append(errs, fmt.Errorf("backup_minutes: %d is not from 1 to a year's", c.BackupMinutes))
 	}
-	return errors.Join(append(errs, c.checkProxies())...)
+	return errors.Join(append(errs, c.Overlayfs.Check(), c.checkProxies())...)
 }
 
 // freeMin is at how many bytes of free disk a layer stops, so that what is to

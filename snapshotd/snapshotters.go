@@ -22,17 +22,19 @@ import (
 
 // openers are the snapshotters, each with the directory of its name below the
 // root.
-var openers = map[string]func(root string, env driver.Env) (driver.Driver, error){
-	Overlayfs: func(root string, env driver.Env) (driver.Driver, error) { return overlayfs.Open(root, env) },
-	"native":  func(root string, env driver.Env) (driver.Driver, error) { return native.Open(root, env) },
-	"btrfs":   func(root string, env driver.Env) (driver.Driver, error) { return btrfs.Open(root, env) },
-	"erofs":   func(root string, env driver.Env) (driver.Driver, error) { return erofs.Open(root, env) },
+var openers = map[string]func(root string, cfg Config, env driver.Env) (driver.Driver, error){
+	Overlayfs: func(root string, cfg Config, env driver.Env) (driver.Driver, error) {
+		return overlayfs.Open(root, cfg.Overlayfs, env)
+	},
+	"native": func(root string, _ Config, env driver.Env) (driver.Driver, error) { return native.Open(root, env) },
+	"btrfs":  func(root string, _ Config, env driver.Env) (driver.Driver, error) { return btrfs.Open(root, env) },
+	"erofs":  func(root string, _ Config, env driver.Env) (driver.Driver, error) { return erofs.Open(root, env) },
 }
 
 // load opens the drivers. One that cannot be keeps nobody from the others.
 func (s *Store) load(env driver.Env) {
 	for _, name := range slices.Sorted(maps.Keys(openers)) {
-		d, err := openers[name](s.rootOf(name), env)
+		d, err := openers[name](s.rootOf(name), s.cfg, env)
 		if err == nil {
 			err = s.disk.Mkdir(filepath.Join(s.rootOf(name), notesDir), 0o700)
 		}
@@ -111,6 +113,9 @@ func capabilities(t driver.Traits) (words []string) {
 	}
 	if t.RemapIDs {
 		words = append(words, "remap-ids")
+	}
+	if t.NoChown {
+		words = append(words, "only-remap-ids")
 	}
 	return words
 }

@@ -49,7 +49,10 @@ func attach(m mount.Mount) (*os.File, error) {
 	if m.Type != "overlay" {
 		return kernel.Attach(m, false)
 	}
-	o := kernel.OverlayOf(m)
+	o, err := kernel.OverlayOf(m)
+	if err != nil {
+		return nil, err
+	}
 	f, err := kernel.New().Overlay(o)
 	if err != nil || o.Upper != "" && !slices.Contains(m.Options, "ro") {
 		return f, err

@@ -49,6 +49,10 @@ type Traits struct {
 	// becomes of the snapshot. The kernel is made to read them.
 	Kept []string
 
+	// NoChown says that clients are not to make a tree with other owners of a
+	// parent, which [snapshot.Traits.RemapIDs] saves them.
+	NoChown bool
+
 	// Views says that a view of a parent has a tree of its own, which is made,
 	// listed and removed. Elsewhere such a view is its parents' trees.
 	Views bool

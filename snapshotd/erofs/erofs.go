@@ -109,7 +109,10 @@ func (d *Driver) imagePath(id uint64) string { return d.dirs.Path(id, imageName)
 
 // Traits implements driver.Driver.
 func (d *Driver) Traits() driver.Traits {
-	return driver.Traits{Traits: snapshot.Traits{Rebase: true}, Beside: true, Kept: []string{imageName, imageName + driver.Unpublished}}
+	return driver.Traits{
+		Traits: snapshot.Traits{Rebase: true}, Beside: true, NoChown: true,
+		Kept: []string{imageName, imageName + driver.Unpublished},
+	}
 }
 
 // Create implements driver.Driver. The tree looks like its parent's.

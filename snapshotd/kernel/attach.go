@@ -9,13 +9,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/services/idmap"
 	"github.com/gantryd/gantry/services/mount"
 )
 
-// OverlayOf reads the description of an overlay, whose paths are absolute.
-func OverlayOf(m mount.Mount) Overlay {
-	o := Overlay{Dir: "/"}
-	for _, opt := range m.Options {
+// OverlayOf reads the description of an overlay, whose paths are absolute. One of
+// ids that are no mapping is [errdefs.ErrInvalidArgument].
+func OverlayOf(m mount.Mount) (Overlay, error) {
+	ids, options, err := idmap.Take(m.Options)
+	o := Overlay{Dir: "/", IDs: ids}
+	for _, opt := range options {
 		key, value, _ := strings.Cut(opt, "=")
 		switch key {
 		case "upperdir":
@@ -29,7 +32,7 @@ func OverlayOf(m mount.Mount) Overlay {
 			o.Options = append(o.Options, opt)
 		}
 	}
-	return o
+	return o, err
 }
 
 // Attach makes a mount that is described, and returns its root; readOnly, nothing
@@ -37,8 +40,12 @@ func OverlayOf(m mount.Mount) Overlay {
 // nowhere. What only a program of its own can mount is
 // [errors.ErrUnsupported]. An overlay is made by [Linux.Overlay].
 func Attach(m mount.Mount, readOnly bool) (*os.File, error) {
+	ids, options, err := idmap.Take(m.Options)
+	if err != nil {
+		return nil, err
+	}
+	m.Options = options
 	var fd int
-	var err error
 	if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
 		fd, err = clone(m)
 	} else {
@@ -49,6 +56,10 @@ func Attach(m mount.Mount, readOnly bool) (*os.File, error) {
 	}
 	// By this name it can be opened as others are.
 	f := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err := setIDs(f, ids, slices.Contains(m.Options, "rbind")); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("mount %s %s: %w", m.Type, m.Source, err)
+	}
 	if readOnly || slices.Contains(m.Options, "ro") {
 		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {

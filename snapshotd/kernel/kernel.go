@@ -197,15 +197,31 @@ func OverlayAttrs() string {
 	return "trusted.overlay."
 }
 
-// OverlayOptions are what every overlay is mounted with.
+// OverlayOptions are what every overlay is mounted with. A layer has to mean the
+// same on every machine, and for whoever reads it without the layers below. So
+// what is written is whole files and directories by their names, whatever the
+// kernel takes when nothing is said.
 func OverlayOptions() []string {
+	// The options are known when the module is there, and this loads it.
+	if fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC); err == nil {
+		unix.Close(fd)
+	}
+	user := InUserNamespace()
 	var options []string
-	if InUserNamespace() {
+	if user {
+		// With it, the kernel allows neither of the last two below.
 		options = append(options, "userxattr")
 	}
-	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
-		// An index would tie a directory to the one mount that used it first.
-		options = append(options, "index=off")
+	// An index ties a directory to the one mount that used it first. A redirect
+	// names another directory of the layers below, and a file of metadata has
+	// its contents there.
+	for _, name := range []string{"index", "redirect_dir", "metacopy"} {
+		if user && name != "index" {
+			continue
+		}
+		if _, err := os.Stat("/sys/module/overlay/parameters/" + name); err == nil {
+			options = append(options, name+"=off")
+		}
 	}
 	return options
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/activation"
+	"github.com/gantryd/gantry/services/idmap"
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/snapshotd/loop"
 )
@@ -146,7 +147,16 @@ func (j *job) mount(ctx context.Context, m mount.Mount, i int) (_ mount.Mount, d
 	if m.Target != "" {
 		return m, "", false, fmt.Errorf("mount with a target: %w", errdefs.ErrNotImplemented)
 	}
-	w := read(m.Options)
+	ids, options, err := idmap.Take(m.Options)
+	if err != nil {
+		return m, "", false, err
+	}
+	w := read(options)
+	users, done, err := usersOf(m, ids)
+	if err != nil {
+		return m, "", false, err
+	}
+	defer done()
 	var f *os.File
 	switch m.Type {
 	case "loop":
@@ -158,7 +168,7 @@ func (j *job) mount(ctx context.Context, m mount.Mount, i int) (_ mount.Mount, d
 	case "bind":
 		f, writes, err = j.bind(m, w)
 	case "overlay":
-		f, writes, err = j.overlay(w)
+		f, writes, err = j.overlay(w, users)
 	case "ext4", "xfs":
 		f, err = j.block(ctx, m, w)
 		writes = !w.readOnly()
@@ -169,6 +179,11 @@ func (j *job) mount(ctx context.Context, m mount.Mount, i int) (_ mount.Mount, d
 		return m, "", false, err
 	}
 	defer f.Close()
+	if users != nil && m.Type != "overlay" {
+		if err := setUsers(f, users, w.recursive); err != nil {
+			return m, "", false, err
+		}
+	}
 	if err := j.s.kernel.Mkdir(j.point(i)); err != nil {
 		return m, "", false, err
 	}
@@ -259,8 +274,9 @@ func (j *job) bind(m mount.Mount, w words) (f *os.File, writes bool, err error) 
 	return f, !w.readOnly(), err
 }
 
-// overlay stacks directories, each as it was opened.
-func (j *job) overlay(w words) (f *os.File, writes bool, err error) {
+// overlay stacks directories, each as it was opened; those below with the ids of
+// a user namespace, if there is one.
+func (j *job) overlay(w words, users *os.File) (f *os.File, writes bool, err error) {
 	values, others, err := w.take("overlay", "lowerdir", "upperdir", "workdir")
 	if err != nil {
 		return nil, false, err
@@ -278,6 +294,12 @@ func (j *job) overlay(w words) (f *os.File, writes bool, err error) {
 			return err
 		}
 		dirs = append(dirs, d)
+		if users != nil && !u.write {
+			if d, err = withUsers(d, users); err != nil {
+				return err
+			}
+			dirs = append(dirs, d)
+		}
 		all = append(all, setting{key, fdPath(d)})
 		return nil
 	}
@@ -296,6 +318,10 @@ func (j *job) overlay(w words) (f *os.File, writes bool, err error) {
 		}
 	}
 	f, err = filesystem("overlay", append(all, settings(others)...), w)
+	if users != nil && errors.Is(err, unix.EINVAL) {
+		// Before 6.15 layers have to be mounted somewhere.
+		err = fmt.Errorf("%v: %w", err, errdefs.ErrNotImplemented)
+	}
 	return f, len(values["upperdir"]) > 0 && !w.readOnly(), err
 }
 

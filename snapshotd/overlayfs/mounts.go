@@ -29,6 +29,9 @@ func (d *Driver) mounts(s driver.Snapshot) ([]mount.Mount, error) {
 	}
 	if s.Kind == snapshot.Active {
 		options = append(options, "workdir="+d.work(s.ID), "upperdir="+d.fs(s.ID))
+		if d.cfg.Volatile {
+			options = append(options, volatileOption)
+		}
 	}
 	lower := make([]string, len(s.Parents))
 	for i, p := range s.Parents {

@@ -3,6 +3,7 @@
 //
 //	<root>/snapshots/<id>/fs     the files of one snapshot, 0755
 //	<root>/snapshots/<id>/work   scratch of overlayfs, if it is active
+//	<root>/snapshots/<id>/boot   of one that was given out as volatile, in which boot
 //	<root>/probe/                to see whether overlays can be made
 //
 // A snapshot with the ids of a container has them mapped by whoever mounts it,
@@ -19,6 +20,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -36,8 +39,11 @@ import (
 type Driver struct {
 	dirs    driver.Dirs
 	kernel  kernel.Kernel
+	cfg     Config
 	options []string // of overlays
 	mapsIDs bool     // the kernel shows layers with the ids of a container
+
+	handing sync.Mutex // guards the files that say in which boot; a leaf
 }
 
 var (
@@ -49,11 +55,12 @@ var (
 // Open opens or makes the trees below root, which must be a clean absolute path
 // without a comma, colon, backslash or quote. An error says why there can be no
 // overlays here.
-func Open(root string, env driver.Env) (*Driver, error) {
+func Open(root string, cfg Config, env driver.Env) (*Driver, error) {
 	d := &Driver{
 		dirs:    driver.Dirs{Dir: filepath.Join(root, "snapshots"), Disk: env.Disk, Log: env.Log},
 		kernel:  env.Kernel,
-		options: kernel.OverlayOptions(),
+		cfg:     cfg,
+		options: cfg.options(),
 	}
 	if err := d.dirs.Own(root); err != nil {
 		return nil, err
@@ -71,12 +78,19 @@ func (d *Driver) probe(root string) error {
 			return err
 		}
 	}
+	if d.cfg.Volatile {
+		parts.Options = append(slices.Clip(parts.Options), volatileOption)
+	}
+	// The mark of the one before, see volatile.go.
+	if err := d.unmark(context.Background(), filepath.Join(root, parts.Work)); err != nil {
+		return err
+	}
 	if _, err := d.rootOf(parts); err != nil {
 		return err
 	}
 	parts.IDs = idmap.Map{UIDs: []idmap.Range{{Host: probeID, Size: 1}}, GIDs: []idmap.Range{{Host: probeID, Size: 1}}}
 	// Without the upper directory: that is shown as it is.
-	parts.Upper, parts.Work = "", ""
+	parts.Upper, parts.Work, parts.Options = "", "", d.options
 	parts.Lower = append(parts.Lower, name+"/upper")
 	st, err := d.rootOf(parts)
 	if err == nil && (st.Uid != probeID || st.Gid != probeID) {
@@ -107,7 +121,7 @@ func (d *Driver) work(id uint64) string { return d.dirs.Path(id, "work") }
 
 // Traits implements driver.Driver.
 func (d *Driver) Traits() driver.Traits {
-	return driver.Traits{Traits: snapshot.Traits{Rebase: true, RemapIDs: d.mapsIDs}, Beside: true}
+	return driver.Traits{Traits: snapshot.Traits{Rebase: true, RemapIDs: d.mapsIDs}, Beside: true, NoChown: !d.cfg.SlowChown}
 }
 
 // Create implements driver.Driver. The tree looks like its parent's.
@@ -153,7 +167,16 @@ func (d *Driver) owner(s driver.Snapshot) (uid, gid int, err error) {
 }
 
 // Mounts implements driver.Driver.
-func (d *Driver) Mounts(_ context.Context, s driver.Snapshot) ([]mount.Mount, error) {
+func (d *Driver) Mounts(ctx context.Context, s driver.Snapshot) ([]mount.Mount, error) {
+	if s.Kind == snapshot.Active && len(s.Parents) > 0 {
+		ready := d.resume
+		if d.cfg.Volatile {
+			ready = d.handOut
+		}
+		if err := ready(ctx, s.Ref); err != nil {
+			return nil, err
+		}
+	}
 	return d.mounts(s)
 }
 
@@ -167,7 +190,10 @@ func (d *Driver) overlay(parents []driver.Ref) kernel.Overlay {
 }
 
 // Extract implements driver.Driver.
-func (d *Driver) Extract(_ context.Context, s driver.Snapshot, alone bool) (layer.Target, func() error, error) {
+func (d *Driver) Extract(ctx context.Context, s driver.Snapshot, alone bool) (layer.Target, func() error, error) {
+	if err := d.resume(ctx, s.Ref); err != nil {
+		return layer.Target{}, nil, err
+	}
 	own, err := d.dirs.Open(s.ID, "fs")
 	if err != nil {
 		return layer.Target{}, nil, err
@@ -214,6 +240,10 @@ func (d *Driver) Commit(ctx context.Context, s, as driver.Snapshot) (snapshot.Us
 
 // Settle implements driver.Batcher.
 func (d *Driver) Settle(ctx context.Context, s, as driver.Snapshot) error {
+	// What is missing of it since a crash would be missing for good.
+	if err := d.resume(ctx, s.Ref); err != nil {
+		return err
+	}
 	if len(s.Parents) > 0 {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/services/idmap"
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/snapshotd/driver"
@@ -32,14 +33,23 @@ func (d *Driver) single(ctx context.Context, s driver.Snapshot) (mount.Mount, er
 	if len(mounts) != 1 || mounts[0].Target != "" {
 		return mount.Mount{}, fmt.Errorf("snapshotter %s: work on %d mounts that belong together: %w", d.name, len(mounts), errdefs.ErrNotImplemented)
 	}
-	return mounts[0], nil
+	// Whoever's ids it is mounted with, here it is read and written as on disk.
+	m := mounts[0]
+	_, m.Options, err = idmap.Take(m.Options)
+	if err != nil {
+		return mount.Mount{}, fmt.Errorf("snapshotter %s: %w", d.name, err)
+	}
+	return m, nil
 }
 
 // overlayOf reads an overlay. One whose directories are not all plain absolute
 // paths is not understood: of "a::b", where only the data of b is used, the empty
 // one between would be the root of the host, and all of it part of the tree.
 func (d *Driver) overlayOf(m mount.Mount) (kernel.Overlay, error) {
-	o := kernel.OverlayOf(m)
+	o, err := kernel.OverlayOf(m)
+	if err != nil {
+		return o, fmt.Errorf("snapshotter %s: %w", d.name, err)
+	}
 	dirs := o.Lower
 	if o.Upper != "" || len(dirs) == 0 {
 		dirs = append([]string{o.Upper}, dirs...)
@@ -131,7 +141,11 @@ func (d *Driver) Sync(ctx context.Context, s driver.Snapshot) error {
 	dir := m.Source
 	switch m.Type {
 	case "overlay":
-		dir = kernel.OverlayOf(m).Upper
+		o, err := kernel.OverlayOf(m)
+		if err != nil {
+			return err
+		}
+		dir = o.Upper
 	case "bind":
 	default:
 		return nil
