@@ -121,7 +121,11 @@ func (d *Driver) work(id uint64) string { return d.dirs.Path(id, "work") }
 
 // Traits implements driver.Driver.
 func (d *Driver) Traits() driver.Traits {
-	return driver.Traits{Traits: snapshot.Traits{Rebase: true, RemapIDs: d.mapsIDs}, Beside: true, NoChown: !d.cfg.SlowChown}
+	return driver.Traits{
+		Traits: snapshot.Traits{Rebase: true, RemapIDs: d.mapsIDs},
+		Beside: true, NoChown: !d.cfg.SlowChown,
+		Kept: []string{bootName},
+	}
 }
 
 // Create implements driver.Driver. The tree looks like its parent's.
