@@ -130,7 +130,7 @@ func (a applier) claim(snapshotter string, f driver.Found) (target, error) {
 		}
 		parents, err := h.chain(tx, r.Parent)
 		t.Snapshot = h.known(o.Name, r, parents)
-		t.alone = f.Alone && r.Parent == ""
+		t.alone = f.Alone && r.Parent == "" && d.Traits().Rebase
 		return err
 	})
 	return t, err

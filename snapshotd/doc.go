@@ -34,7 +34,9 @@
 // Everything that was acknowledged. A commit syncs the file system and then
 // writes the record, so that a committed snapshot is whole. The directory of an
 // active snapshot is not synced: before its commit nothing in it is promised,
-// and if a power failure takes it, Open makes it anew, as its parent is.
+// and if a power failure takes it, Open makes it anew, as its parent is. With
+// [overlayfs.Config].Volatile, an active snapshot that was given out in an earlier
+// boot is neither mounted nor committed: nobody knows what it lacks.
 //
 // A removal writes the id to the trash in the transaction that drops the record;
 // Collect removes the files later, one directory after the other, and goes on
@@ -173,9 +175,24 @@
 // /snapshot/prepare, /snapshot/commit and /snapshot/remove, each in the
 // transaction of the record; the last also of what was swept.
 //
+// # The ids of containers
+//
+// A snapshot whose labels are a mapping is shown to a container with users of its
+// own. Files on disk keep their owners, so that the layers below are one for all:
+// the mounts have the options uidmap and gidmap, and whoever makes them maps the
+// layers below. What such a container writes has the ids of the host. A snapshot
+// without a parent is mapped as a whole, and nothing in it changes its owner.
+// Where the kernel cannot, clients are told by the capabilities, and may copy the
+// image with other owners if [overlayfs.Config].SlowChown says so. The drivers
+// that stack nothing leave it to them; erofs does not have it.
+//
 // # Needs
 //
-// Root, for chown, mknod and mount. No network. A kernel from 5.8 (openat2 and
+// Root, for chown, mknod and mount; or to be root of a user namespace with a mount
+// namespace of its own. There, overlayfs keeps its marks in attributes of users,
+// there is no rebase, no ids are mapped, devices in layers are left out, a file of
+// somebody whom the namespace does not have is refused, and what cannot mount is
+// missing and says so. No network. A kernel from 5.8 (openat2 and
 // mounts without a place), better 6.8 (overlays built one layer at a time;
 // before that, a thread with a mount namespace of its own makes them). A file
 // system for overlayfs' upper directories: ext4, XFS with ftype=1, btrfs; on

@@ -175,6 +175,22 @@ func TestVolatileOverlays(t *testing.T) {
 	}
 }
 
+// TestOverlaysArePortable is about what the kernel may take when nothing is said.
+func TestOverlaysArePortable(t *testing.T) {
+	got := kernel.OverlayOptions()
+	for _, name := range []string{"index", "redirect_dir", "metacopy"} {
+		_, err := os.Stat("/sys/module/overlay/parameters/" + name)
+		if slices.Contains(got, name+"=off") != (err == nil) {
+			t.Errorf("options %q, and the kernel's %s: %v", got, name, err)
+		}
+	}
+	cfg := Default()
+	cfg.Overlayfs.Xino = "on,metacopy=on"
+	if err := cfg.Check(); err == nil || !strings.Contains(err.Error(), "overlayfs.xino") {
+		t.Errorf("Check of another xino: %v", err)
+	}
+}
+
 func prepareOrMounts(t *testing.T, sn snapshot.Store, i int) []mount.Mount {
 	t.Helper()
 	if i == 0 {

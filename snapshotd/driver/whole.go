@@ -7,6 +7,7 @@ import (
 
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
+	"github.com/gantryd/gantry/snapshotd/kernel"
 	"github.com/gantryd/gantry/snapshotd/layer"
 )
 
@@ -55,7 +56,7 @@ func (w Whole) Extract(_ context.Context, s Snapshot, _ bool) (layer.Target, fun
 	if err != nil {
 		return layer.Target{}, nil, err
 	}
-	return layer.Target{Own: own}, own.Close, nil
+	return layer.Target{Own: own, Rootless: kernel.InUserNamespace()}, own.Close, nil
 }
 
 // Tree implements Driver.

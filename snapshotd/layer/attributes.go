@@ -82,7 +82,7 @@ func timespec(t time.Time) unix.Timespec {
 // to change it takes the set-user-id bit and the capabilities away.
 func (a *attributes) set(fd int, dropped *atomic.Int64) error {
 	if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
-		return fmt.Errorf("owner: %w", err)
+		return a.noOwner(err)
 	}
 	if err := a.clear(fd); err != nil {
 		return err
@@ -107,6 +107,15 @@ func (a *attributes) set(fd int, dropped *atomic.Int64) error {
 		dropped.Add(lost)
 	}
 	return nil
+}
+
+// noOwner says what the kernel means by EINVAL: there is no such user here.
+func (a *attributes) noOwner(err error) error {
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("owner %d:%d is none of the ids of this user namespace, which needs more (/etc/subuid, /etc/subgid): %w",
+			a.uid, a.gid, errdefs.ErrFailedPrecondition)
+	}
+	return fmt.Errorf("owner: %w", err)
 }
 
 // clear takes away what the entry does not have, and a layer may set: a directory
@@ -177,7 +186,7 @@ func chmodNode(dir int, name string, mode uint32) error {
 // setLink sets what a symbolic link has.
 func (a *attributes) setLink(dir int, name string) error {
 	if err := unix.Fchownat(dir, name, a.uid, a.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("owner: %w", err)
+		return a.noOwner(err)
 	}
 	if err := unix.UtimesNanoAt(dir, name, a.times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("times: %w", err)

@@ -73,6 +73,10 @@ type Target struct {
 	// through are given [ImplicitAttr], so that a rebase can tell them.
 	Detached bool
 
+	// Rootless says that this process is root of a user namespace only. The
+	// kernel makes no devices for it: they are left out, as by containerd.
+	Rootless bool
+
 	FreeMin int64 // bytes of free disk that are left alone
 }
 

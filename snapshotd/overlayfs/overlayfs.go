@@ -43,6 +43,10 @@ type Driver struct {
 	options []string // of overlays
 	mapsIDs bool     // the kernel shows layers with the ids of a container
 
+	// rootless says that this process is root of a user namespace only. It has
+	// no attributes then that no layer can set, and so no rebase.
+	rootless bool
+
 	handing sync.Mutex // guards the files that say in which boot; a leaf
 }
 
@@ -61,6 +65,8 @@ func Open(root string, cfg Config, env driver.Env) (*Driver, error) {
 		kernel:  env.Kernel,
 		cfg:     cfg,
 		options: cfg.options(),
+
+		rootless: kernel.InUserNamespace(),
 	}
 	if err := d.dirs.Own(root); err != nil {
 		return nil, err
@@ -122,7 +128,7 @@ func (d *Driver) work(id uint64) string { return d.dirs.Path(id, "work") }
 // Traits implements driver.Driver.
 func (d *Driver) Traits() driver.Traits {
 	return driver.Traits{
-		Traits: snapshot.Traits{Rebase: true, RemapIDs: d.mapsIDs},
+		Traits: snapshot.Traits{Rebase: !d.rootless, RemapIDs: d.mapsIDs},
 		Beside: true, NoChown: !d.cfg.SlowChown,
 		Kept: []string{bootName},
 	}
@@ -202,7 +208,7 @@ func (d *Driver) Extract(ctx context.Context, s driver.Snapshot, alone bool) (la
 	if err != nil {
 		return layer.Target{}, nil, err
 	}
-	t := layer.Target{Own: own, Attr: kernel.OverlayAttrs(), Overlay: alone || len(s.Parents) > 0, Detached: alone}
+	t := layer.Target{Own: own, Attr: kernel.OverlayAttrs(), Overlay: alone || len(s.Parents) > 0, Detached: alone, Rootless: d.rootless}
 	if len(s.Parents) > 0 {
 		o := d.overlay(s.Parents)
 		o.Upper, o.Work = d.dirs.Rel(s.ID, "fs"), d.dirs.Rel(s.ID, "work")

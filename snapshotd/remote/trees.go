@@ -75,7 +75,7 @@ func (d *Driver) Extract(ctx context.Context, s driver.Snapshot, _ bool) (layer.
 		if err != nil {
 			return layer.Target{}, nil, d.kind(err)
 		}
-		return layer.Target{Own: own}, own.Close, nil
+		return layer.Target{Own: own, Rootless: kernel.InUserNamespace()}, own.Close, nil
 	}
 	o, err := d.overlayOf(m)
 	if err != nil {
@@ -88,7 +88,7 @@ func (d *Driver) Extract(ctx context.Context, s driver.Snapshot, _ bool) (layer.
 	if err != nil {
 		return layer.Target{}, nil, err
 	}
-	t := layer.Target{Own: own, Overlay: true, Attr: "trusted.overlay."}
+	t := layer.Target{Own: own, Overlay: true, Attr: "trusted.overlay.", Rootless: kernel.InUserNamespace()}
 	if slices.Contains(o.Options, "userxattr") {
 		t.Attr = "user.overlay."
 	}
