@@ -381,6 +381,9 @@ func TestHostileDetachedLayers(t *testing.T) {
 	}
 	base := difftest.Tar(difftest.Symlink("l", canary), difftest.Symlink("d", canary), difftest.Symlink("n", "/"), difftest.Dir("a"))
 	for i, h := range difftest.Hostiles(canary) {
+		if h.Slow && difftest.Raced {
+			continue
+		}
 		if h.MediaType == "" {
 			h.MediaType = ocispec.MediaTypeImageLayer
 		}

@@ -95,7 +95,7 @@ type arrivingLayer struct {
 }
 
 // half of a layer is more than contentd keeps to itself before it is a record.
-const half = 3 << 19
+const half = 5 << 18
 
 // follow unpacks a layer on another one, while bring brings its bytes. The layer
 // below is there.
@@ -211,7 +211,7 @@ func TestLayersAreFollowedAsTheyArrive(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if files["first"] != "file 1" || files["last"] != "file 2" || !strings.HasPrefix(files["base"], "dir") || files["noise"] != "file of 3145728" {
+			if files["first"] != "file 1" || files["last"] != "file 2" || !strings.HasPrefix(files["base"], "dir") || files["noise"] != "file of 2621440" {
 				t.Errorf("files %v", files)
 			}
 		})

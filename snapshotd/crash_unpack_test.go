@@ -38,7 +38,8 @@ type cutting struct {
 // second, and so on until nothing was cut. Names that were not synced are there
 // after every other cut.
 func eachCut(t *testing.T, snapshotter string, test func(t *testing.T, c *cutting)) {
-	for cut, more := 1, true; more && cut < cutsMax; cut++ {
+	first, step := cuts()
+	for cut, more := first, true; more && cut < cutsMax; cut += step {
 		t.Run(fmt.Sprint("cut ", cut), func(t *testing.T) {
 			more = false
 			c := &cutting{cfg: testConfig(t), needs: quietNeeds(t), of: snapshotter, power: newPowerDisk(cut)}

@@ -29,7 +29,7 @@ const layerMemory = 64 << 10
 // zstd makes unless it is told to, all of them together take what one may.
 func TestMemoryOfManyLayers(t *testing.T) {
 	needRoot(t)
-	if raced {
+	if difftest.Raced {
 		t.Skip("the race detector takes memory of its own")
 	}
 	if os.Getenv(memoryIn) != "" {

@@ -70,7 +70,7 @@ func (s stack) mount(t testing.TB, write bool, options ...string) (at string, en
 func TestUpperDirectoryTellsTheSame(t *testing.T) {
 	needRoot(t)
 	unclear := 0
-	for seed := range uint64(rounds) {
+	for seed := range seeds() {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			base := t.TempDir()
 			tend(t, 3*seed, base, 50)

@@ -60,6 +60,9 @@ func RunHostile(t *testing.T, canary string, intact func(t *testing.T), open fun
 	s := suite{Fixture: open(t, blobs), blobs: blobs}
 	for _, h := range Hostiles(canary) {
 		t.Run(h.Name, func(t *testing.T) {
+			if h.Slow && Raced {
+				t.Skip("the race detector learns nothing from its size")
+			}
 			defer intact(t)
 			s.hostile(t, h)
 		})

@@ -29,6 +29,10 @@ type Hostile struct {
 	// describes them.
 	Refused bool
 	Want    map[string]string
+
+	// Slow says that it is expensive by its size, which is nothing for the
+	// race detector.
+	Slow bool
 }
 
 // Hostiles returns the corpus. canary is the absolute path of a directory with
@@ -306,9 +310,9 @@ func streams() []Hostile {
 
 func sizes() []Hostile {
 	return []Hostile{
-		{Name: "a gigabyte of zeros in a megabyte", Layer: zeros(1 << 30), MediaType: ocispec.MediaTypeImageLayerGzip},
+		{Name: "a gigabyte of zeros in a megabyte", Layer: zeros(1 << 30), MediaType: ocispec.MediaTypeImageLayerGzip, Slow: true},
 		{Name: "a sparse file", Layer: sparse(1<<20, "1\n4096\n512\n"), Want: map[string]string{"s": "file of 1048576"}},
-		{Name: "a sparse file of an exabyte", Layer: sparse(1<<60, "1\n0\n512\n"), Refused: true},
+		{Name: "a sparse file of an exabyte", Layer: sparse(1<<60, "1\n0\n512\n"), Refused: true, Slow: true},
 		{Name: "a sparse file whose pieces overlap", Layer: sparse(1<<20, "2\n0\n512\n100\n512\n"), Refused: true},
 		{Name: "a sparse file of more pieces than it has", Layer: sparse(1<<20, "999999999\n0\n"), Refused: true},
 		{Name: "many empty files", Layer: many(5000), MediaType: ocispec.MediaTypeImageLayerGzip},

@@ -1,5 +1,0 @@
-//go:build !race
-
-package snapshotd
-
-const raced = false
