@@ -84,12 +84,12 @@ func (c *contentStore) client() content.Stores {
 
 // An arriving layer is followed by a call of Unpack.
 type arrivingLayer struct {
-	t      *testing.T
-	store  *contentStore
-	blobs  content.Store
-	layer  unpack.Layer
-	packed []byte
-	read   atomic.Int64 // what the call has told of
+	t     *testing.T
+	store *contentStore
+	blobs content.Store
+	layer unpack.Layer
+	bytes []byte       // of the layer
+	read  atomic.Int64 // what the call has told of
 
 	fell atomic.Bool // it began anew
 }
@@ -108,9 +108,9 @@ func follow(t *testing.T, bring func(a *arrivingLayer)) (a *arrivingLayer, files
 	noise := make([]byte, 2*half)
 	rand.NewChaCha8([32]byte{1}).Read(noise)
 	archive := difftest.Tar(difftest.File("first", "1"), difftest.File("noise", string(noise)), difftest.File("last", "2"))
-	a = &arrivingLayer{t: t, store: store, blobs: store.client().In(one), packed: difftest.Gzip(archive)}
+	a = &arrivingLayer{t: t, store: store, blobs: store.client().In(one), bytes: archive}
 	a.layer = unpack.Layer{
-		Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(a.packed), Size: int64(len(a.packed))},
+		Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(archive), Size: int64(len(archive))},
 		DiffID:     digest.FromBytes(archive), Ingest: "arriving",
 	}
 	base := difftest.Tar(difftest.Dir("base"))
@@ -220,9 +220,9 @@ func TestLayersAreFollowedAsTheyArrive(t *testing.T) {
 
 func slowly(a *arrivingLayer) {
 	w := a.writer(a.layer.Ingest)
-	for at := 0; at < len(a.packed); at += half / 2 {
-		end := min(len(a.packed), at+half/2)
-		a.write(w, a.packed[at:end])
+	for at := 0; at < len(a.bytes); at += half / 2 {
+		end := min(len(a.bytes), at+half/2)
+		a.write(w, a.bytes[at:end])
 		a.followed(end)
 	}
 }
@@ -230,7 +230,7 @@ func slowly(a *arrivingLayer) {
 // halfway writes half of the layer, and returns when that was read.
 func halfway(a *arrivingLayer) content.Writer {
 	w := a.writer(a.layer.Ingest)
-	a.write(w, a.packed[:half])
+	a.write(w, a.bytes[:half])
 	a.followed(half)
 	return w
 }
@@ -242,14 +242,14 @@ func (a *arrivingLayer) commit(w content.Writer) {
 
 func committed(a *arrivingLayer) {
 	w := halfway(a)
-	a.write(w, a.packed[half:])
+	a.write(w, a.bytes[half:])
 	a.commit(w)
 }
 
 // whole makes the blob in one go.
 func (a *arrivingLayer) whole(ref string) {
 	w := a.writer(ref)
-	a.write(w, a.packed)
+	a.write(w, a.bytes)
 	a.commit(w)
 }
 
@@ -262,7 +262,7 @@ func committedElsewhere(a *arrivingLayer) {
 func leftOver(a *arrivingLayer) {
 	a.whole("other")
 	w := a.writer(a.layer.Ingest)
-	a.write(w, a.packed[:1000])
+	a.write(w, a.bytes[:1000])
 	must(a.t, w.Close())
 }
 
@@ -277,7 +277,7 @@ func replaced(a *arrivingLayer) {
 	a.write(w, a.otherBytes()[:half])
 	a.followed(half)
 	must(a.t, w.Truncate(a.t.Context(), 0))
-	a.write(w, a.packed)
+	a.write(w, a.bytes)
 	a.commit(w)
 }
 
@@ -299,18 +299,18 @@ func changed(a *arrivingLayer) {
 		a.t.Fatal(err)
 	}
 	a.followed(half)
-	if _, err := f.WriteAt(a.packed, 0); err != nil {
+	if _, err := f.WriteAt(a.bytes, 0); err != nil {
 		a.t.Fatal(err)
 	}
 	must(a.t, f.Close())
 	must(a.t, w.Commit(a.t.Context(), 0, a.layer.Digest, nil))
 }
 
-// otherBytes are as many as the layer's, and decompress as far as they go.
+// otherBytes are as many as the layer's, and an archive as far as they go.
 func (a *arrivingLayer) otherBytes() []byte {
-	noise := make([]byte, len(a.packed))
+	noise := make([]byte, len(a.bytes))
 	rand.NewChaCha8([32]byte{2}).Read(noise)
-	return difftest.Gzip(difftest.Tar(difftest.File("evil", string(noise))))[:len(a.packed)]
+	return difftest.Tar(difftest.File("evil", string(noise)))[:len(a.bytes)]
 }
 
 func another(a *arrivingLayer) {
@@ -341,6 +341,6 @@ func restarted(a *arrivingLayer) {
 	if err != nil || st.Offset != half {
 		a.t.Fatalf("the ingest is %+v, %v; want it kept", st, err)
 	}
-	a.write(w, a.packed[half:])
+	a.write(w, a.bytes[half:])
 	a.commit(w)
 }
