@@ -200,10 +200,11 @@ func (n processIn) List(ctx context.Context, _ ...string) iter.Seq2[snapshot.Inf
 
 // withTheirs adds an external snapshotter, whose snapshots another store has.
 func withTheirs(t testing.TB, cfg *Config, needs *Needs) *process {
-	p := &process{Stores: openTest(t, testConfig(t), testNeeds(t))}
+	behind := openTest(t, testConfig(t), testNeeds(t))
+	p := &process{Stores: behind}
 	cfg.Proxies = map[string]Proxy{theirs: {
 		Address: "/run/theirs.sock", Platform: "linux/s390x",
-		Exports: map[string]string{"enable_remote_snapshot_annotations": "true"}, Capabilities: []string{"rebase", "else"},
+		Exports: map[string]string{"enable_remote_snapshot_annotations": "true"}, Capabilities: append(capabilities(behind.drivers[Overlayfs].Traits()), "else"),
 	}}
 	needs.Proxies = map[string]snapshot.Stores{theirs: p}
 	return p
@@ -295,7 +296,8 @@ func TestExternalPlugins(t *testing.T) {
 	s, _ := openTheirs(t)
 	for _, p := range s.Plugins() {
 		if p.ID == theirs {
-			if got, want := fmt.Sprint(p), "{io.containerd.snapshotter.v1 theirs [] [linux/s390x] map[enable_remote_snapshot_annotations:true] [rebase else] }"; got != want {
+			want := fmt.Sprintf("{io.containerd.snapshotter.v1 theirs [] [linux/s390x] map[enable_remote_snapshot_annotations:true] %v }", s.cfg.Proxies[theirs].Capabilities)
+			if got := fmt.Sprint(p); got != want {
 				t.Errorf("it is described as %s, want %s", got, want)
 			}
 			return
