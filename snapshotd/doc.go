@@ -184,7 +184,7 @@
 // without a parent is mapped as a whole, and nothing in it changes its owner.
 // Where the kernel cannot, clients are told by the capabilities, and may copy the
 // image with other owners if [overlayfs.Config].SlowChown says so. The drivers
-// that stack nothing leave it to them; erofs does not have it.
+// that stack nothing leave it to them.
 //
 // # Needs
 //

@@ -32,6 +32,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/services/idmap"
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/snapshotd/driver"
@@ -51,6 +52,7 @@ type Driver struct {
 	freeMin int64
 	options []string // of overlays
 	image   []string // of images
+	mapsIDs bool     // the kernel shows images with the ids of a container
 }
 
 var (
@@ -100,7 +102,30 @@ func (d *Driver) probe(root string) error {
 		d.image = append(d.image, "loop")
 	}
 	var st unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &st)
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	d.probeIDs(root, parts.Images)
+	return nil
+}
+
+// probeIDs finds out whether images can be mounted with other ids, which the
+// kernel learned for them and for overlays at the same time.
+func (d *Driver) probeIDs(root string, images []string) {
+	const somebody = 1
+	one := []idmap.Range{{Host: somebody, Size: 1}}
+	f, err := d.kernel.Overlay(kernel.Overlay{Dir: root, Images: images, IDs: idmap.Map{UIDs: one, GIDs: one}})
+	if err == nil {
+		defer f.Close()
+		var st unix.Stat_t
+		if err = unix.Fstat(int(f.Fd()), &st); err == nil && st.Uid != somebody {
+			err = errors.ErrUnsupported
+		}
+	}
+	if err != nil {
+		d.dirs.Log.Info("images cannot have the ids of containers here", "err", err)
+	}
+	d.mapsIDs = err == nil
 }
 
 func (d *Driver) fs(id uint64) string        { return d.dirs.Path(id, "fs") }
@@ -110,7 +135,7 @@ func (d *Driver) imagePath(id uint64) string { return d.dirs.Path(id, imageName)
 // Traits implements driver.Driver.
 func (d *Driver) Traits() driver.Traits {
 	return driver.Traits{
-		Traits: snapshot.Traits{Rebase: true}, Beside: true, NoChown: true,
+		Traits: snapshot.Traits{Rebase: true, RemapIDs: d.mapsIDs}, Beside: true, NoChown: true,
 		Kept: []string{imageName, imageName + driver.Unpublished},
 	}
 }
@@ -124,9 +149,9 @@ func (d *Driver) Create(_ context.Context, s driver.Snapshot) error {
 		return err
 	}
 	if len(s.Parents) > 0 {
-		uid, gid, err := d.owner(s.Parents[0].ID)
+		uid, gid, err := d.owner(s)
 		if err != nil {
-			return fmt.Errorf("parent: %w", err)
+			return err
 		}
 		if err := d.dirs.Disk.Chown(d.fs(s.ID), int(uid), int(gid)); err != nil {
 			return err
@@ -138,8 +163,25 @@ func (d *Driver) Create(_ context.Context, s driver.Snapshot) error {
 	return d.dirs.Disk.Mkdir(d.work(s.ID), 0o711)
 }
 
-// owner reads who owns the root of an image.
-func (d *Driver) owner(id uint64) (uid, gid uint32, err error) {
+// owner is whom the upper directory of a snapshot belongs to: the container's
+// root, or whoever its parent belongs to.
+func (d *Driver) owner(s driver.Snapshot) (uid, gid uint32, err error) {
+	ids, err := d.ids(s)
+	if err != nil {
+		return 0, 0, err
+	}
+	if !ids.IsZero() {
+		uid, gid = ids.Root()
+		return uid, gid, nil
+	}
+	if uid, gid, err = d.rootOf(s.Parents[0].ID); err != nil {
+		return 0, 0, fmt.Errorf("parent: %w", err)
+	}
+	return uid, gid, nil
+}
+
+// rootOf reads who owns the root of an image.
+func (d *Driver) rootOf(id uint64) (uid, gid uint32, err error) {
 	f, err := os.Open(d.imagePath(id))
 	if err != nil {
 		return 0, 0, err
@@ -154,7 +196,7 @@ func (d *Driver) owner(id uint64) (uid, gid uint32, err error) {
 
 // Mounts implements driver.Driver.
 func (d *Driver) Mounts(_ context.Context, s driver.Snapshot) ([]mount.Mount, error) {
-	return d.mounts(s), nil
+	return d.mounts(s)
 }
 
 // overlay is what is stacked for a snapshot.

@@ -119,6 +119,13 @@ func TestFindReadsItsOwnMounts(t *testing.T) {
 		}
 		return all
 	}
+	mounts := func(s driver.Snapshot) []mount.Mount {
+		m, err := d.mounts(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
 	for _, c := range []struct {
 		s    driver.Snapshot
 		want driver.Found
@@ -130,7 +137,7 @@ func TestFindReadsItsOwnMounts(t *testing.T) {
 		{driver.Snapshot{Ref: driver.Ref{ID: 5}, Kind: snapshot.View, Parents: refs(4)}, driver.Found{ID: 4}},
 		{driver.Snapshot{Ref: driver.Ref{ID: 5}, Kind: snapshot.View, Parents: refs(4, 3)}, driver.Found{ID: 4}},
 	} {
-		m := d.mounts(c.s)
+		m := mounts(c.s)
 		if got, ok := d.Find(m); !ok || got != c.want {
 			t.Errorf("Find(%v): %+v, %t; want %+v", m, got, ok, c.want)
 		}
@@ -142,7 +149,7 @@ func TestFindReadsItsOwnMounts(t *testing.T) {
 	for _, m := range [][]mount.Mount{
 		nil, {{Type: "bind", Source: "/etc"}}, {{Type: "bind", Source: d.dirs.Path(5)}}, {{Type: "erofs", Source: d.fs(5)}},
 		{{Type: "bind", Source: d.fs(5) + "/../../6/fs"}}, {{Type: "ext4", Source: d.imagePath(5)}},
-		slices.Repeat(d.mounts(driver.Snapshot{Ref: driver.Ref{ID: 5}, Kind: snapshot.View, Parents: refs(4)}), 2),
+		slices.Repeat(mounts(driver.Snapshot{Ref: driver.Ref{ID: 5}, Kind: snapshot.View, Parents: refs(4)}), 2),
 	} {
 		if got, ok := d.Find(m); ok {
 			t.Errorf("Find(%v): %+v, want nothing", m, got)

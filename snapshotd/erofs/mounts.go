@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gantryd/gantry/services/idmap"
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/snapshotd/driver"
@@ -16,22 +17,28 @@ import (
 const stackedType = "format/overlay"
 
 // mounts describes how to use a snapshot: where there is nothing to stack it is
-// a bind mount or one image, and else the images and what stacks them.
-func (d *Driver) mounts(s driver.Snapshot) []mount.Mount {
+// a bind mount or one image, and else the images and what stacks them. With a
+// container's ids, whoever makes the last mount maps those of the files below.
+func (d *Driver) mounts(s driver.Snapshot) ([]mount.Mount, error) {
+	ids, err := d.ids(s)
+	if err != nil {
+		return nil, err
+	}
+	options := ids.Options()
 	switch {
 	case len(s.Parents) == 0 && s.Kind == snapshot.View:
-		return bind(d.fs(s.ID), "ro")
+		return bind(d.fs(s.ID), "ro", options), nil
 	case len(s.Parents) == 0:
-		return bind(d.fs(s.ID), "rw")
+		return bind(d.fs(s.ID), "rw", options), nil
 	}
 	all := make([]mount.Mount, 0, len(s.Parents)+1)
 	for _, p := range s.Parents {
 		all = append(all, mount.Mount{Type: "erofs", Source: d.imagePath(p.ID), Options: slices.Clone(d.image)})
 	}
 	if len(s.Parents) == 1 && s.Kind == snapshot.View {
-		return all
+		all[0].Options = append(all[0].Options, options...)
+		return all, nil
 	}
-	var options []string
 	if s.Kind == snapshot.Active {
 		options = append(options, "workdir="+d.work(s.ID), "upperdir="+d.fs(s.ID))
 	}
@@ -40,11 +47,20 @@ func (d *Driver) mounts(s driver.Snapshot) []mount.Mount {
 		lower = fmt.Sprintf("lowerdir={{ overlay 0 %d }}", last)
 	}
 	options = append(options, lower)
-	return append(all, mount.Mount{Type: stackedType, Source: "overlay", Options: append(options, d.options...)})
+	return append(all, mount.Mount{Type: stackedType, Source: "overlay", Options: append(options, d.options...)}), nil
 }
 
-func bind(dir, access string) []mount.Mount {
-	return []mount.Mount{{Type: "bind", Source: dir, Options: []string{access, "rbind"}}}
+func bind(dir, access string, options []string) []mount.Mount {
+	return []mount.Mount{{Type: "bind", Source: dir, Options: append(options, access, "rbind")}}
+}
+
+// ids are those that a snapshot is used with. Where the kernel cannot map them,
+// they are the files' own.
+func (d *Driver) ids(s driver.Snapshot) (idmap.Map, error) {
+	if !d.mapsIDs {
+		return idmap.Map{}, nil
+	}
+	return snapshot.IDs(s.Labels)
 }
 
 // Find implements driver.Driver. A snapshot without parents may get some later:

@@ -24,6 +24,9 @@ func (k Linux) stackImages(o Overlay) (*os.File, error) {
 		}
 		k.oldImages.Store(true)
 	}
+	if !o.IDs.IsZero() {
+		return nil, fmt.Errorf("images with other ids: %w", errors.ErrUnsupported)
+	}
 	return detached.Apart(o.mountImagesHere)
 }
 
@@ -41,6 +44,9 @@ func (o Overlay) detachedImages() (*os.File, error) {
 			return nil, err
 		}
 		images = append(images, f)
+		if err := setIDs(f, o.IDs, false); err != nil {
+			return nil, err
+		}
 	}
 	if o.oneImage() {
 		f := images[0]

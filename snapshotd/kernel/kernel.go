@@ -27,8 +27,9 @@ type Overlay struct {
 	// alone is not stacked.
 	Images []string
 
-	// IDs are those that Lower has for whoever looks through the overlay. It is
-	// an [errors.ErrUnsupported] where there are no such mounts.
+	// IDs are those that what is below Upper has for whoever looks through the
+	// overlay: either directories or images. It is an [errors.ErrUnsupported]
+	// where there are no such mounts.
 	IDs idmap.Map
 }
 
