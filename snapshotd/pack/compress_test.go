@@ -10,6 +10,8 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/gantryd/gantry/services/diff/difftest"
 )
 
 // compressors are the ways there are, and how what they make is read.
@@ -65,8 +67,12 @@ func compress(t testing.TB, how string, workers, piece int, data []byte) []byte 
 // TestCompressedIsTheSameOnAnyMachine compresses with other numbers of cores and
 // in other pieces.
 func TestCompressedIsTheSameOnAnyMachine(t *testing.T) {
+	large := 5<<20 + 4711
+	if difftest.Raced {
+		large /= 2
+	}
 	for how, c := range compressors {
-		for _, n := range []int{1024, blockSize - 1, blockSize, blockSize + 1, 3 * blockSize, 5<<20 + 4711} {
+		for _, n := range []int{1024, blockSize - 1, blockSize, blockSize + 1, 3 * blockSize, large} {
 			data := text(uint64(n), n)
 			want := compress(t, how, 1, n, data)
 			r, err := c.read(bytes.NewReader(want))
@@ -88,6 +94,9 @@ func TestCompressedIsTheSameOnAnyMachine(t *testing.T) {
 
 // TestCompressorsTakeLittleMemory compresses much more than they may keep.
 func TestCompressorsTakeLittleMemory(t *testing.T) {
+	if difftest.Raced {
+		t.Skip("the race detector takes memory of its own")
+	}
 	const limit = 24 << 20
 	piece := text(1, 1<<20)
 	for how, c := range compressors {
