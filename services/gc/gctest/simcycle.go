@@ -41,10 +41,13 @@ func (w *World) coordinate() {
 	}
 	next := w.program[0]
 	w.program = w.program[1:]
-	if err := next(w.Context()); err != nil || w.Rand.IntN(60) == 0 && !w.calm {
+	if err := next(w.Context()); err != nil || w.Rand.IntN(120) == 0 && !w.calm {
 		w.Say("the cycle ends: %v", err)
 		w.program = nil
 		w.end(w.Context())
+		if w.Rand.IntN(4) > 0 {
+			w.pass() // else the next finds the owners held, or away
+		}
 	}
 }
 
@@ -111,7 +114,7 @@ func (l *lossy) owner() gc.Owner {
 
 // call makes a call, or loses it before or after.
 func (l *lossy) call(what string, do func() error) error {
-	n := l.w.Rand.IntN(40)
+	n := l.w.Rand.IntN(80)
 	if l.w.calm {
 		n = 2
 	}

@@ -129,6 +129,12 @@ func (m *Model) needed() map[int]bool {
 	return reached
 }
 
+// doomed are those that are there and that nobody needs, in order.
+func (m *Model) doomed() []int {
+	needed := m.needed()
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(m.Objects)), func(k int) bool { return needed[k] })
+}
+
 // lacking returns an object that refers to what the collector removed, and -1 if
 // there is none.
 func (m *Model) lacking() (from, to int) {
@@ -145,12 +151,15 @@ func (m *Model) lacking() (from, to int) {
 // pick makes up an object with the number k, and its labels.
 func (m *Model) pick(rnd *rand.Rand, k int, name func(int) gc.Node) (*Thing, map[string]string) {
 	o, labels := &Thing{refs: map[int]bool{}, backs: map[int]bool{}}, map[string]string{"a": "1"}
-	if o.root = rnd.IntN(8) == 0; o.root {
+	if o.root = rnd.IntN(12) == 0; o.root {
 		labels[gc.LabelRoot] = "x"
 	}
 	for i := range rnd.IntN(3) {
 		if k+1 < SimObjects {
 			to := k + 1 + rnd.IntN(SimObjects-k-1)
+			if doomed := m.doomed(); len(doomed) > 0 && doomed[len(doomed)-1] > k && rnd.IntN(2) == 0 {
+				to = doomed[len(doomed)-1]
+			}
 			o.refs[to] = m.Objects[to] != nil
 			labels["containerd.io/gc.ref."+typeLabel(name(to), i)] = name(to).ID
 		}

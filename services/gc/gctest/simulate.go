@@ -211,6 +211,10 @@ func (w *World) step() {
 		n -= w.moves[i].Weight
 		i++
 	}
+	if doomed := w.Model.doomed(); len(doomed) > 0 && w.Rand.IntN(2) == 0 {
+		// What happens to these decides.
+		k = doomed[w.Rand.IntN(len(doomed))]
+	}
 	at := k % 2
 	if i >= w.common {
 		at = 0
@@ -238,9 +242,9 @@ func (w *World) commonMoves() []Move {
 		{6, w.tell},
 		{6, w.join},
 		{4, alone(w.lease)},
-		{4, alone(w.unlease)},
+		{6, alone(w.unlease)},
 		{3, func(_ context.Context, _ bool, k int) { w.remove(k) }},
-		{3, alone(w.crash)},
+		{1, alone(w.crash)},
 		{3, alone(w.late)},
 		{5, alone(w.pass)},
 	}
@@ -375,7 +379,7 @@ func (w *World) crash() {
 func (w *World) Crashed(at int) {
 	w.held[at], w.frozen[at] = w.kept[at], 0
 	if w.Rand.IntN(3) == 0 {
-		w.away[at] = w.now.Add(time.Duration(w.Rand.Int64N(int64(2 * gc.HoldMax))))
+		w.away[at] = w.now.Add(time.Duration(w.Rand.Int64N(int64(gc.HoldMax))))
 	}
 }
 
