@@ -45,21 +45,24 @@ func openOwner(t *testing.T) gctest.Subject { return ownerAt(t, testConfig(t)) }
 func ownerAt(t *testing.T, cfg Config) gctest.Subject {
 	t.Helper()
 	s := openTest(t, cfg, quietNeeds(t))
-	return gctest.Subject{Owner: s, Driver: gcClient{s}, Restart: func() gctest.Subject {
+	return gctest.Subject{Owner: s, Driver: gcClient{s, Overlayfs}, Restart: func() gctest.Subject {
 		must(t, s.Close())
 		return ownerAt(t, cfg)
 	}}
 }
 
 // A gcClient makes active snapshots and refers to them.
-type gcClient struct{ s *Store }
+type gcClient struct {
+	s  *Store
+	of string // the snapshotter
+}
 
 func (c gcClient) in(ns string) (snapshot.Store, error) {
-	return c.s.In(namespace.Scope{Name: ns}, Overlayfs)
+	return c.s.In(namespace.Scope{Name: ns}, c.of)
 }
 
 func (c gcClient) Node(ns string, i int) gc.Node {
-	return shelf{Overlayfs, ns}.node(fmt.Sprint("object ", i))
+	return shelf{c.of, ns}.node(fmt.Sprint("object ", i))
 }
 
 func (c gcClient) Make(ctx context.Context, ns string, i int, labels map[string]string) (gc.Node, error) {

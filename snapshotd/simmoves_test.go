@@ -38,9 +38,9 @@ func (w *simulated) tryPrepare(ctx context.Context) (o outcome, err error) {
 	thing, labels := w.Pick(k)
 	w.Model.On(thing, parent)
 	o.made[k], o.views[k] = thing, view
-	sn, make := w.in(scope), snapshots.Prepare
+	sn, make := w.in(scope), snapshot.Store.Prepare
 	if view {
-		make = snapshots.View
+		make = snapshot.Store.View
 	}
 	m, err := make(sn, ctx, w.Name(k).ID, name, snapshot.Options{Labels: labels})
 	if errors.Is(err, errdefs.ErrAlreadyExists) {
@@ -86,10 +86,12 @@ func (w *simulated) tryCommit(ctx context.Context) (o outcome, err error) {
 	scope := w.scope()
 	o = w.outcome(fmt.Sprintf("commit %d as %d in lease %q", k, to, scope.Lease), scope.Lease)
 	sn := w.in(scope)
-	m, err := sn.Mounts(w.Context(), w.Name(k).ID)
-	w.Must("Mounts", err)
-	o.texts[to] = w.text()
-	write(w.T, m, o.texts[to])
+	if w.process == nil { // else it may be committed there, and nobody heard of that
+		m, err := sn.Mounts(w.Context(), w.Name(k).ID)
+		w.Must("Mounts", err)
+		o.texts[to] = w.text()
+		write(w.T, m, o.texts[to])
+	}
 	thing, labels := w.Pick(to)
 	w.Model.On(thing, was.Parent)
 	o.made[to] = thing
@@ -112,14 +114,33 @@ func (w *simulated) tryUnpack(ctx context.Context) (o outcome, err error) {
 		o.made[k], o.texts[k] = thing, layerText(k)
 		layers[i].Labels, parent = labels, k
 	}
-	service, err := w.s.Unpacking().In(scope, Overlayfs)
+	service, err := w.s.Unpacking().In(scope, w.of)
 	w.Must("Unpacking", err)
 	return o, unpack.Wait(service.Unpack(ctx, layers), nil)
 }
 
-func (w *simulated) prepare(ctx context.Context, held bool) { w.try(ctx, held, w.tryPrepare) }
-func (w *simulated) commit(ctx context.Context, held bool)  { w.try(ctx, held, w.tryCommit) }
-func (w *simulated) unpack(ctx context.Context, held bool)  { w.try(ctx, held, w.tryUnpack) }
+func (w *simulated) prepare(ctx context.Context, held bool) {
+	w.losing = true
+	w.try(ctx, held, w.tryPrepare)
+	w.losing = false
+}
+
+func (w *simulated) commit(ctx context.Context, held bool) {
+	w.losing = true
+	w.try(ctx, held, w.tryCommit)
+	w.losing = false
+}
+
+// unpack loses no call: some of its layers would be there, or not.
+func (w *simulated) unpack(ctx context.Context, held bool) { w.try(ctx, held, w.tryUnpack) }
+
+// empty removes what is trash, as far as it can be reached.
+func (w *simulated) empty() {
+	w.Must("empty", w.s.empty(w.Context()))
+	for _, e := range w.s.externals {
+		w.Must("emptyExternal", w.s.emptyExternal(w.Context(), e))
+	}
+}
 
 // try makes a call and notes what it did.
 func (w *simulated) try(ctx context.Context, held bool, do func(context.Context) (outcome, error)) {
@@ -128,6 +149,9 @@ func (w *simulated) try(ctx context.Context, held bool, do func(context.Context)
 		return
 	}
 	w.Say("%s: %v", o.what, err)
+	if w.process != nil && (errors.Is(err, errdefs.ErrUnavailable) || errors.Is(err, errdefs.ErrFailedPrecondition)) {
+		return // it was lost, or is committed under another name by a call that was
+	}
 	if held {
 		w.Refused(o.what, err)
 		return
@@ -154,7 +178,7 @@ func (w *simulated) happened(o outcome) {
 // powerFails cuts the power in the middle of something. What nobody was told of
 // is there, or not; it joins no lease, of which nobody could say whether it did.
 func (w *simulated) powerFails(held bool) {
-	if held {
+	if held || w.process != nil {
 		return
 	}
 	w.alone = true

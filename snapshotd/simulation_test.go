@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	"github.com/gantryd/gantry/services/fsck"
 	"github.com/gantryd/gantry/services/gc"
 	"github.com/gantryd/gantry/services/gc/gctest"
+	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/lease"
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/namespace"
@@ -34,7 +36,14 @@ import (
 // prepare, commit, unpack and activate, and the loss of power meanwhile.
 func TestNothingThatIsReferredToGoes(t *testing.T) {
 	needRoot(t)
-	gctest.Simulate(t, os.Getenv, 12, openSimulated)
+	gctest.Simulate(t, os.Getenv, 12, func(w *gctest.World) gctest.Site { return openSimulated(w, Overlayfs) })
+}
+
+// TestNothingThatOthersHaveGoes is the same where another process has the trees,
+// and calls to it are lost too.
+func TestNothingThatOthersHaveGoes(t *testing.T) {
+	needRoot(t)
+	gctest.Simulate(t, os.Getenv, 6, func(w *gctest.World) gctest.Site { return openSimulated(w, theirs) })
 }
 
 // Which number has what. A snapshot's parent has a greater one.
@@ -56,20 +65,29 @@ type simulated struct {
 	chain  []string // the names that its layers get
 	below  string   // a directory to be mounted
 
+	process *process // that has the trees, or nil
+	losing  bool     // calls to it
+	lost    int      // the last of them
+
 	views map[int]bool   // of the active ones
 	texts map[int]string // what is in the committed ones
 	count int
 	alone bool // clients have no lease
 }
 
-func openSimulated(w *gctest.World) gctest.Site {
+func openSimulated(w *gctest.World, snapshotter string) gctest.Site {
 	s := &simulated{World: w, cfg: testConfig(w.T), needs: quietNeeds(w.T), views: map[int]bool{}, texts: map[int]string{}}
+	s.of = snapshotter
 	inMemory(w.T, filepath.Dir(s.cfg.Root))
 	w.Cleanup(func() {
 		for _, p := range slices.Backward(mountedBelow(w.T, s.cfg.State)) {
 			unix.Unmount(p, unix.MNT_DETACH)
 		}
 	})
+	if snapshotter == theirs {
+		s.process = withTheirs(w.T, &s.cfg, &s.needs)
+		s.process.wrong = s.wrong
+	}
 	blobs := difftest.NewBlobs()
 	s.needs.Leases, s.needs.Content = w, blobs
 	for _, k := range simImage {
@@ -86,7 +104,7 @@ func openSimulated(w *gctest.World) gctest.Site {
 	s.power = newPowerDisk(math.MaxInt)
 	s.start()
 	w.Cleanup(func() { w.Must("Close", s.s.Close()) })
-	sn := s.in(namespace.Scope{Name: "one"})
+	sn := inOf(w.T, s.s, one, Overlayfs)
 	m, err := sn.Prepare(w.Context(), "base", "", snapshot.Options{})
 	w.Must("Prepare", err)
 	s.below = m[0].Source
@@ -96,7 +114,22 @@ func openSimulated(w *gctest.World) gctest.Site {
 
 func layerText(k int) string { return fmt.Sprint("layer ", k) }
 
-func (w *simulated) in(scope namespace.Scope) snapshots { return inOf(w.T, w.s, scope, Overlayfs) }
+func (w *simulated) in(scope namespace.Scope) snapshot.Store {
+	sn, err := w.s.In(scope, w.of)
+	w.Must("In", err)
+	return sn
+}
+
+// wrong loses calls to another process, before or after they are heard, but never
+// so many that nobody would call it any more.
+func (w *simulated) wrong(context.Context, string, string) error {
+	if !w.losing || w.lost == 2 || w.Rand.IntN(6) > 0 {
+		w.lost = 0
+		return nil
+	}
+	w.lost++
+	return fmt.Errorf("the call was lost: %w", errdefs.ErrUnavailable)
+}
 
 func (w *simulated) start() {
 	s, err := openAt(w.cfg, w.needs, w.power, kernel.New(), w.Clock)
@@ -125,7 +158,7 @@ func (w *simulated) Node(ns string, k int) gc.Node {
 		return gc.Node{Namespace: ns, Resource: mounter.Resource(fmt.Sprint("activation ", k))}
 	}
 	if i := slices.Index(simImage, k); i >= 0 {
-		return shelf{Overlayfs, ns}.node(w.chain[i])
+		return shelf{w.of, ns}.node(w.chain[i])
 	}
 	return w.gcClient.Node(ns, k)
 }
@@ -204,7 +237,12 @@ func (w *simulated) Label(ctx context.Context, n gc.Node, labels map[string]stri
 	if n.Type == gc.TypeMounts {
 		return errdefs.ErrNotImplemented
 	}
-	return w.gcClient.Label(ctx, n, labels)
+	err := w.gcClient.Label(ctx, n, labels)
+	if w.process != nil && errors.Is(err, errdefs.ErrNotFound) {
+		// It is committed there, and the answer to that was lost.
+		return errdefs.ErrNotImplemented
+	}
+	return err
 }
 
 // Remove implements gctest.Driver.
@@ -217,8 +255,17 @@ func (w *simulated) Remove(ctx context.Context, n gc.Node) error {
 
 // Has implements gctest.Driver.
 func (w *simulated) Has(ctx context.Context, n gc.Node) (bool, error) {
-	if n.Type != gc.TypeMounts {
+	if n.Type != gc.TypeMounts && w.process == nil {
 		return w.gcClient.Has(ctx, n)
+	}
+	if n.Type != gc.TypeMounts {
+		// Others are asked by Stat, and may have it under another name.
+		for i, err := range w.in(one).List(ctx) {
+			if err != nil || i.Name == n.ID {
+				return err == nil, err
+			}
+		}
+		return false, nil
 	}
 	_, err := w.s.Activations().In(one).Info(ctx, n.ID)
 	if errors.Is(err, errdefs.ErrNotFound) {
@@ -238,7 +285,7 @@ func (w *simulated) Moves() []gctest.Move {
 		{Weight: 8, Do: func(ctx context.Context, held bool, _ int) { w.prepare(ctx, held) }},
 		{Weight: 8, Do: func(ctx context.Context, held bool, _ int) { w.commit(ctx, held) }},
 		{Weight: 3, Do: func(ctx context.Context, held bool, _ int) { w.unpack(ctx, held) }},
-		{Weight: 3, Do: func(context.Context, bool, int) { w.Must("empty", w.s.empty(w.Context())) }},
+		{Weight: 3, Do: func(context.Context, bool, int) { w.empty() }},
 		{Weight: 1, Do: func(_ context.Context, held bool, _ int) { w.powerFails(held) }},
 	}
 }
@@ -252,15 +299,15 @@ func (w *simulated) Quiet() {}
 // End implements gctest.Site: what is committed has its files, what nobody has
 // leaves none, and what nobody has activated is mounted nowhere.
 func (w *simulated) End(needed map[int]bool) {
-	sn := w.in(one)
 	for k := range needed {
-		if !slices.Contains(simCommitted, k) {
+		if w.process != nil || !slices.Contains(simCommitted, k) {
 			continue
 		}
-		if got, err := written(w.T, sn, w.Name(k).ID); got != w.texts[k] {
+		if got, err := written(w.T, inOf(w.T, w.s, one, w.of), w.Name(k).ID); got != w.texts[k] {
 			w.Errorf("the file of %d is %q, %v, want %q", k, got, err, w.texts[k])
 		}
 	}
+	w.endTheirs()
 	wantTidy(w.T, w.s, "at the end")
 	for item, err := range w.s.Check(w.Context(), fsck.Options{}) {
 		w.Must("Check", err)
@@ -280,4 +327,36 @@ func (w *simulated) End(needed map[int]bool) {
 	waitFor(w.T, "what was collected is unmounted", func() bool { return len(mountedBelow(w.T, w.cfg.State)) == active })
 	stop()
 	w.Must("Unmount", <-done)
+}
+
+// endTheirs wants another process to have what there are records of, and no more.
+// What it was told to commit, in a call that was lost, it has by the new name.
+func (w *simulated) endTheirs() {
+	if w.process == nil {
+		return
+	}
+	w.empty()
+	there, err := w.process.Stores.In(one, Overlayfs)
+	w.Must("In", err)
+	have := map[string]bool{}
+	for i, err := range there.List(w.Context()) {
+		w.Must("List", err)
+		have[path.Dir(i.Name)] = true // names have no slash here
+	}
+	h := shelf{w.of, one.Name}
+	for i, err := range w.in(one).List(w.Context()) {
+		w.Must("List", err)
+		w.Must("View", w.s.db.View(func(tx *kv.Tx) error {
+			r, err := h.get(tx, i.Name)
+			key := path.Dir(h.ref(i.Name, r).Key)
+			if !have[key] {
+				w.Errorf("%s is not there, as %s", i.Name, key)
+			}
+			delete(have, key)
+			return err
+		}))
+	}
+	for key := range have {
+		w.Errorf("they have %s, which is nobody's", key)
+	}
 }
