@@ -86,6 +86,9 @@ func (s *Store) Restore(ctx context.Context, r io.Reader) (report backup.Report,
 	defer giveBack()
 	return report, s.gate.Apart(ctx, func() error {
 		report, err = s.keeper.Restore(ctx, r, s.rebuild)
+		if err == nil {
+			err = s.mounter.Forget(ctx)
+		}
 		return err
 	})
 }

@@ -105,12 +105,38 @@ func (k *Keeper) writeBackup(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("what was just written: %w", err)
 	}
-	name := backupPrefix + k.o.Now().UTC().Format("20060102T150405.000000000Z") + backupSuffix
+	name, err := k.newName()
+	if err != nil {
+		return err
+	}
 	if err := os.Rename(f.Name(), filepath.Join(k.backups(), name)); err != nil {
 		return err
 	}
 	k.log.Debug("the records are backed up", "records", info.Rows, "path", name)
 	return k.o.Disk.SyncDir(k.backups())
+}
+
+// stamp is the time in the name of a backup.
+const stamp = "20060102T150405.000000000Z"
+
+// newName is the name of a backup that is newer than all others by its name, also
+// where the clock was set back.
+func (k *Keeper) newName() (string, error) {
+	now := k.o.Now().UTC()
+	names, err := k.Backups()
+	if err != nil {
+		return "", err
+	}
+	for _, name := range names {
+		middle := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(name), backupPrefix), backupSuffix)
+		if last, err := time.Parse(stamp, middle); err == nil {
+			if !now.After(last) {
+				now = last.Add(1)
+			}
+			break
+		}
+	}
+	return backupPrefix + now.Format(stamp) + backupSuffix, nil
 }
 
 // Backups returns the files of the backups, the newest first.
