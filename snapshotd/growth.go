@@ -50,6 +50,12 @@ func (c *unpacking) grow(ctx context.Context, l *rising, leave func()) error {
 		default:
 			return err
 		}
+		// The disk has room for one of them.
+		if t := l.sown; t != nil {
+			c.disown(t)
+			c.discard([]*sapling{t})
+			l.sown = nil
+		}
 	}
 }
 
@@ -144,6 +150,7 @@ func (c *unpacking) sow(ctx context.Context, l *rising, on []driver.Ref) (*sapli
 	c.mu.Lock()
 	c.made = append(c.made, t)
 	c.mu.Unlock()
+	l.sown = t
 	return t, c.d.Create(ctx, t.Snapshot)
 }
 

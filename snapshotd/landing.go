@@ -127,9 +127,7 @@ func (c *unpacking) record(ctx context.Context, tx *kv.Tx, l *rising) (there boo
 func (c *unpacking) landed(l *rising, taken bool) {
 	if l.own != nil && !taken {
 		l.own.release()
-		c.mu.Lock()
-		c.made = slices.DeleteFunc(c.made, func(t *sapling) bool { return t == l.own })
-		c.mu.Unlock()
+		c.disown(l.own)
 		if c.s.spent.note(c.d, driver.Ref{ID: l.own.ID}) {
 			c.s.ring()
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,7 @@ type rising struct {
 	flight       atomic.Pointer[flight] // its own, or that of somebody else
 	mine         *flight                // its own, while that is to be ended
 
+	sown    *sapling      // the last that was made for it
 	settled chan struct{} // closed when nothing will change any more
 	trees   []driver.Ref  // of the snapshot and what is below, the topmost first
 	own     *sapling      // nil if it is there already, or somebody else made it
@@ -269,6 +271,11 @@ func (c *unpacking) clear() {
 	made := c.made
 	c.made = nil
 	c.mu.Unlock()
+	c.discard(made)
+}
+
+// discard gives trees to the collector that nobody works on.
+func (c *unpacking) discard(made []*sapling) {
 	if len(made) == 0 {
 		return
 	}
@@ -290,4 +297,11 @@ func (c *unpacking) clear() {
 		return
 	}
 	c.s.ring()
+}
+
+// disown takes a tree from the list of those that are cleared away at the end.
+func (c *unpacking) disown(t *sapling) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.made = slices.DeleteFunc(c.made, func(other *sapling) bool { return other == t })
 }

@@ -1,0 +1,67 @@
+package snapshotd
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/gantryd/gantry/services/content"
+	"github.com/gantryd/gantry/services/diff/difftest"
+	"github.com/gantryd/gantry/services/namespace"
+)
+
+// A lateBlob is one that does something before it is opened.
+type lateBlob struct {
+	content.Stores
+	late   digest.Digest
+	before func()
+}
+
+func (b lateBlob) In(scope namespace.Scope) content.Store {
+	return lateStore{b.Stores.In(scope), b}
+}
+
+type lateStore struct {
+	content.Store
+	of lateBlob
+}
+
+func (s lateStore) Open(ctx context.Context, d digest.Digest) (content.Reader, error) {
+	if d == s.of.late {
+		s.of.before()
+	}
+	return s.Store.Open(ctx, d)
+}
+
+// TestATreeInVainIsTrashAtOnce, while the call that made it goes on: a layer that
+// is extracted in its place has been extracted before.
+func TestATreeInVainIsTrashAtOnce(t *testing.T) {
+	blobs, needs := difftest.NewBlobs(), quietNeeds(t)
+	layers := layersOf(blobs)
+	var s *Store
+	needs.Content = lateBlob{blobs, layers[2].Digest, func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for deadline := time.After(20 * time.Second); ; {
+			if all, err := s.trashed(); err == nil && len(all) > 0 {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-deadline:
+				t.Error("the tree of the layer below is no trash")
+				return
+			}
+		}
+	}}
+	s = openTest(t, testConfig(t), needs)
+	service, err := s.Unpacking().In(one, Overlayfs)
+	must(t, err)
+	for _, err := range service.Unpack(t.Context(), layers) {
+		must(t, err)
+	}
+	must(t, s.empty(t.Context()))
+	wantTidy(t, s, "in the end")
+}
