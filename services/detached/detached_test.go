@@ -111,6 +111,39 @@ func TestOverlay(t *testing.T) {
 	}
 }
 
+// TestOverlayOfSeveralMounts has one of the directories on a mount of its own, as
+// images are.
+func TestOverlayOfSeveralMounts(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	var lower []string
+	for _, d := range []string{"1", "2", "3"} {
+		lower = append(lower, filepath.Join(dir, d))
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Unmount(lower[1], unix.MNT_DETACH) })
+	if err := unix.Mount("tmpfs", lower[1], "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range lower {
+		if err := os.WriteFile(filepath.Join(l, fmt.Sprint("file", i)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := Overlay(lower, nil, users(t, "0:1000:1", "0:1000:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for i := range lower {
+		if got := owner(t, f, fmt.Sprint("file", i)); got != "1000:1000" {
+			t.Errorf("the file of layer %d belongs to %s", i, got)
+		}
+	}
+}
+
 // mountinfo is what is mounted below directories of tests.
 func mountinfo(t *testing.T) string {
 	t.Helper()
@@ -181,5 +214,34 @@ func BenchmarkUsers(b *testing.B) {
 			b.Fatal(err)
 		}
 		f.Close()
+	}
+}
+
+// BenchmarkOverlay makes the root file system of a container whose image has
+// fifty layers.
+func BenchmarkOverlay(b *testing.B) {
+	if os.Getuid() != 0 {
+		b.Skip("only root mounts")
+	}
+	dir := b.TempDir()
+	lower := make([]string, 50)
+	for i := range lower {
+		lower[i] = filepath.Join(dir, fmt.Sprint(i))
+		if err := os.Mkdir(lower[i], 0o755); err != nil {
+			b.Fatal(err)
+		}
+	}
+	m := idmap.Map{UIDs: []idmap.Range{{Host: 5, Size: 1}}, GIDs: []idmap.Range{{Host: 5, Size: 1}}}
+	for b.Loop() {
+		u, err := Users(m)
+		if err != nil {
+			b.Fatal(err)
+		}
+		f, err := Overlay(lower, nil, u)
+		if err != nil {
+			b.Fatal(err)
+		}
+		f.Close()
+		u.Close()
 	}
 }
