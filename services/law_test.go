@@ -51,7 +51,7 @@ var law = []struct{ from, may string }{
 	{"services/snapshot", "services/namespace services/label services/filter services/lease services/mount services/idmap"},
 	{"services/diff", "services/namespace services/label services/mount services/typed services/content"},
 	{"services/activation", "services/namespace services/label services/mount"},
-	{"services/unpack", "services/namespace services/label"},
+	{"services/unpack", "services/namespace services/snapshot"},
 	{"services/image", "services/namespace services/label services/filter services/lease services/content"},
 	{"services/container", "services/namespace services/label services/filter services/ident services/typed"},
 	{"services/task", "services/namespace services/filter services/ident services/typed services/mount services/container"},

@@ -8,7 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 
-	"github.com/gantryd/gantry/services/label"
+	"github.com/gantryd/gantry/services/snapshot"
 )
 
 // LayersMax is how many layers an image has at most.
@@ -43,7 +43,7 @@ func (l Layer) check() error {
 	if l.Size < 0 {
 		return fmt.Errorf("size %d: %w", l.Size, errdefs.ErrInvalidArgument)
 	}
-	return label.Check(l.Labels)
+	return snapshot.Options{Labels: l.Labels}.Check(snapshot.Traits{})
 }
 
 // Wait ends a call, and tells tell, if it is not nil, how far it is.

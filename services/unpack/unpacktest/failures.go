@@ -13,6 +13,7 @@ import (
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/diff/difftest"
 	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/unpack"
 )
 
@@ -31,6 +32,7 @@ func senseless(t *testing.T, s suite) {
 		"no diff id":      with(func(l *unpack.Layer) { l.DiffID = "" }),
 		"a size below 0":  with(func(l *unpack.Layer) { l.Size = -1 }),
 		"a long label":    with(func(l *unpack.Layer) { l.Labels = map[string]string{"l": string(make([]byte, 5000))} }),
+		"half a mapping":  with(func(l *unpack.Layer) { l.Labels = map[string]string{snapshot.LabelUIDMapping: "0:1000:1"} }),
 	} {
 		_, err := s.unpack(t.Context(), t, one, layers)
 		wantKind(t, "Unpack of "+what, err, errdefs.ErrInvalidArgument)
