@@ -103,10 +103,12 @@ func (c *unpacking) record(ctx context.Context, tx *kv.Tx, l *rising) (there boo
 		return there, err
 	}
 	if l.own == nil {
-		return false, fmt.Errorf("snapshot %s was removed: %w", l.name, errdefs.ErrNotFound)
+		return false, errRemovedMeanwhile(l.name)
 	}
 	if l.parent != "" {
-		if err := c.checkParent(tx, l.parent); err != nil {
+		if err := c.checkParent(tx, l.parent); errors.Is(err, errdefs.ErrNotFound) {
+			return false, errRemovedMeanwhile(l.parent)
+		} else if err != nil {
 			return false, err
 		}
 	}
@@ -120,6 +122,11 @@ func (c *unpacking) record(ctx context.Context, tx *kv.Tx, l *rising) (there boo
 		c.s.box.Add(ctx, tx, event.New(c.namespace, now, event.SnapshotPrepare{Key: key, Parent: l.parent, Snapshotter: c.snapshotter})),
 		c.s.box.Add(ctx, tx, event.New(c.namespace, now, event.SnapshotCommit{Key: key, Name: l.name, Snapshotter: c.snapshotter})),
 	)
+}
+
+// errRemovedMeanwhile is that of a snapshot that was there, and that no lease kept.
+func errRemovedMeanwhile(name string) error {
+	return fmt.Errorf("snapshot %s was removed while others were put on it: %w", name, errdefs.ErrAborted)
 }
 
 // landed ends the flight of a layer. A tree of its own that others made

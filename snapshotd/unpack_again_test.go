@@ -2,14 +2,17 @@ package snapshotd
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/diff/difftest"
 	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/unpack"
 )
 
 // A lateBlob is one that does something before it is opened.
@@ -33,6 +36,31 @@ func (s lateStore) Open(ctx context.Context, d digest.Digest) (content.Reader, e
 		s.of.before()
 	}
 	return s.Store.Open(ctx, d)
+}
+
+// TestWhatIsStoodOnIsRemoved while the layer above it is extracted: it can be tried
+// again, and is not taken for a blob that is missing.
+func TestWhatIsStoodOnIsRemoved(t *testing.T) {
+	blobs, needs := difftest.NewBlobs(), quietNeeds(t)
+	layers := layersOf(blobs)
+	var s *Store
+	remove := func() {
+		if err := in(t, s, one).Remove(t.Context(), layers[0].DiffID.String()); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+			t.Errorf("Remove: %v", err)
+		}
+	}
+	needs.Content = lateBlob{blobs, layers[1].Digest, func() { remove() }}
+	s = openTest(t, testConfig(t), needs)
+	service, err := s.Unpacking().In(one, Overlayfs)
+	must(t, err)
+	must(t, unpack.Wait(service.Unpack(t.Context(), layers[:1]), nil))
+	if err := unpack.Wait(service.Unpack(t.Context(), layers[:2]), nil); !errors.Is(err, errdefs.ErrAborted) {
+		t.Errorf("Unpack = %v, want %v", err, errdefs.ErrAborted)
+	}
+	remove = func() {}
+	must(t, unpack.Wait(service.Unpack(t.Context(), layers), nil))
+	must(t, s.empty(t.Context()))
+	wantTidy(t, s, "in the end")
 }
 
 // TestATreeInVainIsTrashAtOnce, while the call that made it goes on: a layer that

@@ -91,6 +91,7 @@ type Service interface {
 	// that ended without a blob, is [errdefs.ErrNotFound]; a media type that
 	// cannot be read is [errdefs.ErrNotImplemented]. An ingest that has begun,
 	// and to which nothing comes for a while, is [errdefs.ErrUnavailable]. For
-	// one that has not begun, the call waits as long as it lives.
+	// one that has not begun, the call waits as long as it lives. Where a
+	// snapshot is removed that was there already, it is [errdefs.ErrAborted].
 	Unpack(ctx context.Context, layers []Layer) iter.Seq2[Progress, error]
 }

@@ -64,3 +64,32 @@ func TestAFileOfManyNamesIsMeasuredOnce(t *testing.T) {
 		t.Errorf("Measure: %+v, %v, want %+v", u, err, want)
 	}
 }
+
+// TestAWalkMeetsAll of more directories than it remembers, once each.
+func TestAWalkMeetsAll(t *testing.T) {
+	root := t.TempDir()
+	want := 0
+	for i := range 2*subsMax + 100 {
+		must(t, os.Mkdir(filepath.Join(root, fmt.Sprint(i)), 0o755))
+		if want++; i%10 == 0 {
+			must(t, os.Mkdir(filepath.Join(root, fmt.Sprint(i), "in"), 0o755))
+			want++
+		}
+	}
+	met := make(map[string]int)
+	must(t, Walk(t.Context(), openDir(t, root), func(e *Entry) error {
+		met[e.Path()]++
+		if e.Name == "in" {
+			return unix.Unlinkat(e.Dir, e.Name, unix.AT_REMOVEDIR) // as a visitor may
+		}
+		return nil
+	}))
+	if len(met) != want {
+		t.Errorf("met %d, want %d", len(met), want)
+	}
+	for path, n := range met {
+		if n != 1 {
+			t.Errorf("met %s %d times", path, n)
+		}
+	}
+}

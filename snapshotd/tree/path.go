@@ -26,9 +26,10 @@ type level struct {
 	id   identity
 	name string   // of the directory in the one above
 	subs []string // yet to be visited; for [Walk] and [WalkOrdered] only
+	more bool     // there may be others, from at on; for [Walk] only
 	took int64    // of a budget
 	scan *scanner // not for [Walk]
-	at   int64    // how far it was scanned, by next
+	at   int64    // how far it was scanned
 
 	st unix.Stat_t // before it was scanned; for [Copy] only
 }

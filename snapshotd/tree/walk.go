@@ -45,6 +45,12 @@ func Walk(ctx context.Context, root int, visit func(e *Entry) error) error {
 	}
 	for {
 		l := p.here()
+		if len(l.subs) == 0 && l.more {
+			if err := l.collect(); err != nil {
+				return err
+			}
+			continue
+		}
 		if len(l.subs) == 0 {
 			if len(p.levels) == 1 {
 				return nil
@@ -91,9 +97,40 @@ func (p *path) visit(ctx context.Context, fn func(e *Entry) error) error {
 			return err
 		}
 		if isDir {
-			l.subs = append(l.subs, name)
+			l.sub(name, scan)
 		}
 	}
+}
+
+// subsMax is how many directories are remembered that are in one. What is more is
+// looked for again: how many there are, whoever filled the tree decided.
+const subsMax = 1024
+
+// sub notes a directory to be visited, or where in this one to look for it.
+func (l *level) sub(name string, scan *scanner) {
+	if l.more {
+		return
+	}
+	l.subs = append(l.subs, name)
+	l.at, l.more = scan.at, len(l.subs) == subsMax
+}
+
+// collect notes the next directories to be visited.
+func (l *level) collect() error {
+	if _, err := unix.Seek(l.fd, l.at, unix.SEEK_SET); err != nil {
+		return err
+	}
+	l.subs, l.more = l.subs[:0], false
+	for scan := newScanner(l.fd); !l.more; {
+		name, isDir, err := scan.next()
+		if name == "" || err != nil {
+			return err
+		}
+		if isDir {
+			l.sub(name, scan)
+		}
+	}
+	return nil
 }
 
 func gone(err error) bool {
