@@ -74,7 +74,7 @@ func (c *checking) run() error {
 			return fmt.Errorf("snapshot %q: want SNAPSHOTTER/NAMESPACE/NAME: %w", id, errdefs.ErrInvalidArgument)
 		}
 	}
-	for _, step := range []func() error{c.checkDatabase, c.checkRows, c.checkTrees, c.checkSums, c.sayUncompared} {
+	for _, step := range []func() error{c.checkDatabase, c.checkRows, c.checkTrash, c.checkTrees, c.checkSums, c.sayUncompared} {
 		if err := step(); err != nil {
 			return err
 		}
