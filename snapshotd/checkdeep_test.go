@@ -1,6 +1,8 @@
 package snapshotd
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,8 +13,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/diff/difftest"
 	"github.com/gantryd/gantry/services/fsck"
+	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/unpack"
 )
@@ -118,4 +122,55 @@ func TestADeepCheckFindsNothingInWhatIsUnpacked(t *testing.T) {
 			t.Errorf("without blobs is found %+v, of %d", got, all)
 		}
 	})
+}
+
+// opened calls somebody when a blob is opened.
+type opened struct {
+	content.Stores
+	call func()
+}
+
+func (o opened) In(scope namespace.Scope) content.Store { return openedIn{o.Stores.In(scope), o.call} }
+
+type openedIn struct {
+	content.Store
+	call func()
+}
+
+func (o openedIn) Open(ctx context.Context, d digest.Digest) (content.Reader, error) {
+	o.call()
+	return o.Store.Open(ctx, d)
+}
+
+// TestADeepCheckThatEndsEarlyLeavesNothing: no tree, and nobody who waits.
+func TestADeepCheckThatEndsEarlyLeavesNothing(t *testing.T) {
+	blobs := difftest.NewBlobs()
+	s := openBlobs(t, blobs)
+	sn := in(t, s, one)
+	applyLayer(t, s, blobs, one, prepare(t, sn, "key", ""), difftest.Tar(difftest.File("file", "some bytes")))
+	commitTo(t, sn, "base", "key", "")
+	spoil(t, filepath.Join(s.fs(1), "file"))
+	for range s.Check(t.Context(), fsck.Options{Deep: true}) {
+		break
+	}
+	for at := range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		count := 0
+		s.needs.Content = opened{blobs, func() {
+			if count++; count > at {
+				cancel()
+			}
+		}}
+		var last error
+		for _, err := range s.Check(ctx, fsck.Options{Deep: true}) {
+			last = err
+		}
+		if cancel(); !errors.Is(last, context.Canceled) || count != at+1 {
+			t.Errorf("a check that is ended at blob %d ends with %v at %d", at, last, count)
+		}
+	}
+	s.needs.Content = blobs
+	if got := findings(t, s, fsck.Options{Deep: true}); len(got) != 1 || len(dirs(t, s)) != 1 {
+		t.Errorf("after all is found %+v, in %q", got, dirs(t, s))
+	}
 }

@@ -97,7 +97,9 @@ type Checker interface {
 	// name an object in a way that none can be named, [errdefs.ErrNotFound] if
 	// an object that was named is not there.
 	//
-	// With [Options.Repair], an object whose bytes are wrong is absent from
-	// then on for everybody, until somebody writes it again.
+	// With [Options.Repair], an object whose bytes are wrong is made again, if the
+	// daemon can. Else it is absent from then on for everybody, until somebody
+	// writes it again; or it stays, where those who use it would lose more, and
+	// nothing is said to be done.
 	Check(ctx context.Context, o Options) iter.Seq2[Item, error]
 }
