@@ -140,7 +140,12 @@ func (d *powerDisk) FreezeVolume(path string, readOnly bool) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.undo = append(d.undo, func() error { return d.Disk.FreezeVolume(path, !readOnly) })
+	d.undo = append(d.undo, func() error {
+		if err := d.Disk.FreezeVolume(path, !readOnly); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil // removed since
+	})
 	return d.Disk.FreezeVolume(path, readOnly)
 }
 

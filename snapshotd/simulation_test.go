@@ -35,15 +35,20 @@ import (
 // TestNothingThatIsReferredToGoes simulates the collector beside clients who
 // prepare, commit, unpack and activate, and the loss of power meanwhile.
 func TestNothingThatIsReferredToGoes(t *testing.T) {
-	needRoot(t)
-	gctest.Simulate(t, os.Getenv, 12, func(w *gctest.World) gctest.Site { return openSimulated(w, Overlayfs) })
+	onEach(t, func(t *testing.T, snapshotter string) {
+		few := 3
+		if snapshotter == Overlayfs {
+			few = 10
+		}
+		gctest.Simulate(t, os.Getenv, few, func(w *gctest.World) gctest.Site { return openSimulated(w, snapshotter) })
+	})
 }
 
 // TestNothingThatOthersHaveGoes is the same where another process has the trees,
 // and calls to it are lost too.
 func TestNothingThatOthersHaveGoes(t *testing.T) {
 	needRoot(t)
-	gctest.Simulate(t, os.Getenv, 6, func(w *gctest.World) gctest.Site { return openSimulated(w, theirs) })
+	gctest.Simulate(t, os.Getenv, 4, func(w *gctest.World) gctest.Site { return openSimulated(w, theirs) })
 }
 
 // Which number has what. A snapshot's parent has a greater one.
@@ -84,6 +89,7 @@ func openSimulated(w *gctest.World, snapshotter string) gctest.Site {
 			unix.Unmount(p, unix.MNT_DETACH)
 		}
 	})
+	place(w.T, s.cfg, snapshotter)
 	if snapshotter == theirs {
 		s.process = withTheirs(w.T, &s.cfg, &s.needs)
 		s.process.wrong = s.wrong
@@ -143,7 +149,9 @@ func (w *simulated) Owner() gc.Owner { return w.s }
 // Crash implements gctest.Site: what was not synced may be lost.
 func (w *simulated) Crash() {
 	w.Must("Close", w.s.Close())
-	w.power.forget(w.T, w.s.rootOf(Overlayfs), w.Rand.IntN(2) == 0)
+	if w.process == nil {
+		w.power.forget(w.T, w.s.rootOf(w.of), w.Rand.IntN(2) == 0)
+	}
 	w.power = newPowerDisk(math.MaxInt)
 	w.Must("walk", filepath.WalkDir(w.cfg.Root, func(path string, _ fs.DirEntry, err error) error {
 		w.power.durable[path] = true
