@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/gantryd/gantry/services/activation"
 	"github.com/gantryd/gantry/services/diff"
 	"github.com/gantryd/gantry/services/diff/difftest"
 	"github.com/gantryd/gantry/services/kv"
@@ -95,6 +96,7 @@ func grow(t *testing.T, snapshotter string, cycles int) {
 	var work sync.WaitGroup
 	work.Go(func() { s.Publish(ctx) })
 	work.Go(func() { s.Collect(ctx) })
+	work.Go(func() { s.Unmount(ctx) })
 	defer work.Wait()
 	defer cancel()
 
@@ -163,8 +165,13 @@ func (c *cycle) run(t *testing.T, i int) {
 	must(t, c.sn.Remove(t.Context(), key))
 	if i%5 == 0 {
 		upper := prepare(t, c.sn, key, name)
-		_, err = c.s.Layers().In(one).Apply(t.Context(), c.layer, upper, diff.ApplyOptions{})
+		_, err = c.s.Layers().In(one).Apply(t.Context(), c.image[2].Descriptor, upper, diff.ApplyOptions{})
 		must(t, err)
+		_, err = c.s.Layers().In(one).Diff(t.Context(), nil, upper, diff.DiffOptions{MediaType: ocispec.MediaTypeImageLayer})
+		must(t, err)
+		_, err = c.s.Activations().In(one).Activate(t.Context(), key, upper, activation.Options{Temporary: true})
+		must(t, err)
+		must(t, c.s.Activations().In(one).Deactivate(t.Context(), key))
 		must(t, c.sn.Remove(t.Context(), key))
 		c.unpack(t)
 	}
@@ -216,7 +223,7 @@ func (c *cycle) settled(t *testing.T) (a toll) {
 	t.Helper()
 	must(t, ignoreBusy(c.s.empty(t.Context())))
 	a.rows, _ = c.rows(t)
-	must(t, filepath.WalkDir(c.s.cfg.Root, func(path string, e fs.DirEntry, err error) error {
+	must(t, filepath.WalkDir(filepath.Dir(c.s.cfg.Root), func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() && filepath.Base(path) == "db" {
 			return filepath.SkipDir
 		}
