@@ -80,16 +80,16 @@ func (c *cutting) start(t *testing.T) (*Store, snapshots) {
 	return s, inOf(t, s, one, c.of)
 }
 
-// layersOf are three layers, with a file of each that says which one it is. The
-// second cannot be extracted without the first.
-func layersOf(blobs *difftest.Blobs) []unpack.Layer {
+// layersOf are three layers of an image, with a file of each that says which one
+// it is. The second cannot be extracted without the first.
+func layersOf(blobs *difftest.Blobs, image string) []unpack.Layer {
 	var layers []unpack.Layer
 	for i, entries := range [][]difftest.Entry{
 		{difftest.Dir("usr"), difftest.Symlink("lib", "usr")},
 		{difftest.File("lib/a", "x")},
 		{difftest.File("usr/b", "y"), difftest.File("lib/.wh.a", "")},
 	} {
-		b := difftest.Tar(append(entries, difftest.File(unsyncedName, fmt.Sprint("layer ", i)))...)
+		b := difftest.Tar(append(entries, difftest.File("image", image), difftest.File(unsyncedName, fmt.Sprint("layer ", i)))...)
 		d := digest.FromBytes(b)
 		blobs.Put(one.Name, d, b)
 		layers = append(layers, unpack.Layer{
@@ -139,7 +139,7 @@ func TestUnpackPowerLoss(t *testing.T) {
 		eachCut(t, snapshotter, func(t *testing.T, c *cutting) {
 			blobs := difftest.NewBlobs()
 			c.needs.Content = blobs
-			layers := layersOf(blobs)
+			layers := layersOf(blobs, "one")
 			names, err := unpack.Names(layers)
 			must(t, err)
 			told := 0
@@ -159,7 +159,7 @@ func TestUnpackPowerLoss(t *testing.T) {
 			must(t, c.unpack(t.Context(), t, s, layers, new(int)))
 			wantLayers(t, sn, names, len(names))
 			files := lookIn(t, sn, names[len(names)-1])
-			if got := slices.Sorted(maps.Keys(files)); !slices.Equal(got, []string{"lib", "usr", "usr/b", unsyncedName}) {
+			if got := slices.Sorted(maps.Keys(files)); !slices.Equal(got, []string{"image", "lib", "usr", "usr/b", unsyncedName}) {
 				t.Errorf("there is %q", got)
 			}
 		})
@@ -185,7 +185,7 @@ func TestUnpackIsCancelledAnywhere(t *testing.T) {
 		eachCut(t, snapshotter, func(t *testing.T, c *cutting) {
 			blobs := difftest.NewBlobs()
 			c.needs.Content = blobs
-			layers := layersOf(blobs)
+			layers := layersOf(blobs, "one")
 			names, err := unpack.Names(layers)
 			must(t, err)
 			openOnce(t, c.cfg)
