@@ -626,7 +626,7 @@ func unpackUntil(t *testing.T, s *Store, snapshotter string, blobs *difftest.Blo
 	must(t, err)
 	sn := inOf(t, s, one, snapshotter)
 	for i := 0; time.Now().Before(deadline); i++ {
-		layers := layersOf(blobs, fmt.Sprint(os.Getenv("SNAPSHOTD_TEST_ROUND"), "-", i))
+		layers := layersOfImage(blobs, fmt.Sprint(os.Getenv("SNAPSHOTD_TEST_ROUND"), "-", i))
 		names, err := unpack.Names(layers)
 		must(t, err)
 		if err := unpack.Wait(service.Unpack(t.Context(), layers), func(p unpack.Progress) {

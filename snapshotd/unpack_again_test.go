@@ -67,7 +67,7 @@ func TestWhatIsStoodOnIsRemoved(t *testing.T) {
 // is extracted in its place has been extracted before.
 func TestATreeInVainIsTrashAtOnce(t *testing.T) {
 	blobs, needs := difftest.NewBlobs(), quietNeeds(t)
-	layers := layersOf(blobs, "one")
+	layers := layersOf(blobs)
 	var s *Store
 	needs.Content = lateBlob{blobs, layers[2].Digest, func() {
 		tick := time.NewTicker(10 * time.Millisecond)
