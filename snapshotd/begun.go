@@ -87,7 +87,10 @@ func (s *Store) giveUp(ctx context.Context, id uint64) error {
 }
 
 // finished notes that what was made has a record, and its mounts, if it has any.
+// It is done also for a caller who has gone: there is no way back.
 func (s *Store) finished(ctx context.Context, id uint64, mounts []mount.Mount) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
+	defer cancel()
 	return s.db.Update(ctx, func(tx *kv.Tx) error {
 		return errors.Join(tx.Delete(begunKey(id)), rememberIn(tx, id, mounts))
 	})

@@ -69,6 +69,7 @@ type Store struct {
 	turn    chan struct{} // see trashTurn
 
 	flights flights // what is being unpacked
+	crowd   crowd   // how much that is
 
 	// mu guards the fields below it. held are the snapshots whose files are
 	// being changed or removed; the channel is closed when the holder lets go.

@@ -2,8 +2,12 @@ package snapshotd
 
 import (
 	"context"
+	"fmt"
 	"iter"
+	"sync/atomic"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/unpack"
@@ -34,6 +38,22 @@ func (u unpackers) In(scope namespace.Scope, snapshotter string) (unpack.Service
 
 type unpacker struct{ snapshots }
 
+// crowdMax is how many layers may be unpacked, or wait for that, in all calls: each
+// is a goroutine or two, and some ask the content store again and again.
+const crowdMax = 20_000
+
+// A crowd is the layers of all calls.
+type crowd struct{ n atomic.Int64 }
+
+// enter is [errdefs.ErrUnavailable] where there are too many already.
+func (c *crowd) enter(n int) (leave func(), err error) {
+	if c.n.Add(int64(n)) > crowdMax {
+		c.n.Add(-int64(n))
+		return nil, fmt.Errorf("more than %d layers would be unpacked at once: %w", crowdMax, errdefs.ErrUnavailable)
+	}
+	return func() { c.n.Add(-int64(n)) }, nil
+}
+
 // tellTime is how often a caller is told how far it is.
 const tellTime = 100 * time.Millisecond
 
@@ -41,6 +61,12 @@ const tellTime = 100 * time.Millisecond
 // to time, so that one who is slow slows down nobody but himself.
 func (u unpacker) Unpack(ctx context.Context, layers []unpack.Layer) iter.Seq2[unpack.Progress, error] {
 	return func(yield func(unpack.Progress, error) bool) {
+		leave, err := u.s.crowd.enter(len(layers))
+		if err != nil {
+			yield(unpack.Progress{}, err)
+			return
+		}
+		defer leave()
 		c, err := u.begin(ctx, layers)
 		if err != nil {
 			yield(unpack.Progress{}, err)

@@ -63,6 +63,26 @@ func TestWhatIsStoodOnIsRemoved(t *testing.T) {
 	wantTidy(t, s, "in the end")
 }
 
+// TestTooMuchToUnpackIsRefused until there is less.
+func TestTooMuchToUnpackIsRefused(t *testing.T) {
+	blobs, needs := difftest.NewBlobs(), quietNeeds(t)
+	layers := layersOf(blobs)
+	needs.Content = blobs
+	s := openTest(t, testConfig(t), needs)
+	service, err := s.Unpacking().In(one, Overlayfs)
+	must(t, err)
+	leave, err := s.crowd.enter(crowdMax - len(layers) + 1)
+	must(t, err)
+	if err := unpack.Wait(service.Unpack(t.Context(), layers), nil); !errors.Is(err, errdefs.ErrUnavailable) {
+		t.Errorf("Unpack = %v, want %v", err, errdefs.ErrUnavailable)
+	}
+	leave()
+	must(t, unpack.Wait(service.Unpack(t.Context(), layers), nil))
+	if n := s.crowd.n.Load(); n != 0 {
+		t.Errorf("%d layers are still counted", n)
+	}
+}
+
 // TestATreeInVainIsTrashAtOnce, while the call that made it goes on: a layer that
 // is extracted in its place has been extracted before.
 func TestATreeInVainIsTrashAtOnce(t *testing.T) {

@@ -92,6 +92,7 @@ type Service interface {
 	// cannot be read is [errdefs.ErrNotImplemented]. An ingest that has begun,
 	// and to which nothing comes for a while, is [errdefs.ErrUnavailable]. For
 	// one that has not begun, the call waits as long as it lives. Where a
-	// snapshot is removed that was there already, it is [errdefs.ErrAborted].
+	// snapshot is removed that was there already, it is [errdefs.ErrAborted]; and
+	// where others unpack more than the service takes, [errdefs.ErrUnavailable].
 	Unpack(ctx context.Context, layers []Layer) iter.Seq2[Progress, error]
 }
