@@ -57,6 +57,9 @@ func (n outside) Stat(ctx context.Context, key string) (snapshot.Info, error) {
 		return snapshot.Info{}, err
 	}
 	labels, err := n.e.Labels(ctx, n.known(key, r, chain))
+	if errors.Is(err, errdefs.ErrNotFound) {
+		err = n.interrupted(r, err)
+	}
 	if err != nil {
 		return snapshot.Info{}, fmt.Errorf("snapshot %s: %w", key, err)
 	}
@@ -66,6 +69,17 @@ func (n outside) Stat(ctx context.Context, key string) (snapshot.Info, error) {
 		i.Labels = labels
 	}
 	return i, nil
+}
+
+// interrupted is nil in place of an error if the snapshotter was told to commit
+// what is active here, and nobody heard that it did: it is still to be committed.
+func (n outside) interrupted(r record, failed error) error {
+	return n.s.db.View(func(tx *kv.Tx) error {
+		if _, began, err := begunOf(tx, r.ID); began || err != nil {
+			return err
+		}
+		return failed
+	})
 }
 
 // Update implements snapshot.Store. The snapshotter is told first: the record

@@ -540,6 +540,9 @@ func TestExternalOutlivesACrash(t *testing.T) {
 	p.set(func() { p.wrong = nil })
 	s = openTest(t, cfg, needs)
 	n = inTheirs(t, s, one)
+	if i, err := n.Stat(t.Context(), "key"); err != nil || i.Kind != snapshot.Active {
+		t.Errorf("Stat of what was committed and nobody heard of = %+v, %v", i, err)
+	}
 	if err := n.Commit(t.Context(), "another", "key", snapshot.Options{}); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "key done") {
 		t.Errorf("Commit to another name: %v", err)
 	}
