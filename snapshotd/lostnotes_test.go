@@ -116,6 +116,23 @@ func TestNothingIsRemovedBesideARestore(t *testing.T) {
 	}
 }
 
+// TestARestoreKeepsWhatSomebodyWorksOn, such as a layer that is extracted into it.
+func TestARestoreKeepsWhatSomebodyWorksOn(t *testing.T) {
+	s := openTest(t, testConfig(t), quietNeeds(t))
+	sn := in(t, s, one)
+	var b bytes.Buffer
+	must(t, s.Backup(t.Context(), &b))
+	prepare(t, sn, "key", "")
+	release, err := s.hold(t.Context(), 1)
+	must(t, err)
+	_, err = s.Restore(t.Context(), &b)
+	release()
+	must(t, err)
+	if i, err := sn.Stat(t.Context(), "key"); err != nil || i.Kind != snapshot.Active {
+		t.Errorf("the snapshot is %+v, %v", i, err)
+	}
+}
+
 // TestARowThatLiesKeepsNobody from starting, and its tree is no trash.
 func TestARowThatLiesKeepsNobody(t *testing.T) {
 	needRoot(t)

@@ -27,6 +27,7 @@ type rebuilding struct {
 	notes     []note            // the newest snapshot first
 	unclaimed map[uint64]string // trees that nobody knows, and why
 	young     map[uint64]bool   // were being made when the trees were listed
+	busy      map[uint64]bool   // were worked on then: what record they have is right, if they have one
 	last      uint64            // id that had been handed out then; 0 if nobody was at work
 	made      int
 	gone      int
@@ -69,8 +70,9 @@ func (s *Store) rebuild(ctx context.Context) (backup.Report, error) {
 func (b *rebuilding) look(ctx context.Context) (err error) {
 	b.mu.Lock()
 	b.young, b.last = maps.Clone(b.making), b.Store.last.Load()
+	b.busy = make(map[uint64]bool, len(b.held))
 	for id := range b.held {
-		b.young[id] = true
+		b.busy[id] = true
 	}
 	b.mu.Unlock()
 	if b.trees, err = b.Store.trees(ctx); err != nil {
@@ -132,7 +134,7 @@ func (b *rebuilding) dropGone(ctx context.Context) error {
 	if err := b.db.View(func(tx *kv.Tx) error {
 		all, _, err := keptTrees(tx)
 		for _, k := range all {
-			if b.isYoung(k.record.ID) {
+			if b.isYoung(k.record.ID) || b.busy[k.record.ID] {
 				continue
 			}
 			n, told := newer[k.record.ID]
