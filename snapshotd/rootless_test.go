@@ -21,6 +21,7 @@ import (
 
 	"github.com/gantryd/gantry/services/diff"
 	"github.com/gantryd/gantry/services/diff/difftest"
+	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/unpack/unpacktest"
 	"github.com/gantryd/gantry/snapshotd/kernel"
@@ -30,16 +31,21 @@ import (
 // namespace.
 const rootlessEnv = "SNAPSHOTD_TEST_ROOTLESS"
 
-// rootlessID is who that one is outside, and rootlessIDs how many it has.
+// rootlessID is who that one is outside, and rootlessIDs how many it has, or one.
 const (
 	rootlessID  = 100000
 	rootlessIDs = 65536
 )
 
-// TestRootless unpacks, commits, mounts and makes layers in a user namespace.
+// TestRootless unpacks, commits, mounts and makes layers in a user namespace with
+// as many ids as a user is given, and in one with a single id.
 func TestRootless(t *testing.T) {
 	needRoot(t)
-	if os.Getenv(rootlessEnv) != "" {
+	switch os.Getenv(rootlessEnv) {
+	case "alone":
+		t.Run("alone", rootlessAlone)
+		return
+	case "overlayfs":
 		t.Run("overlayfs", rootlessOverlayfs)
 		t.Run("plugins", rootlessPlugins)
 		t.Run("unpacking", func(t *testing.T) {
@@ -47,6 +53,13 @@ func TestRootless(t *testing.T) {
 		})
 		return
 	}
+	inUserNamespace(t, "overlayfs", rootlessIDs)
+	inUserNamespace(t, "alone", 1)
+}
+
+// inUserNamespace runs what of this test there is for one.
+func inUserNamespace(t *testing.T, what string, size int) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "rootless-")
 	if err != nil {
 		t.Fatal(err)
@@ -61,10 +74,10 @@ func TestRootless(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: rootlessID, Size: rootlessIDs}}
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: rootlessID, Size: size}}
 	// By this name it is found whatever the directories above it allow.
 	c := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestRootless$", "-test.v")
-	c.Env = append(os.Environ(), rootlessEnv+"=1", "TMPDIR="+dir)
+	c.Env = append(os.Environ(), rootlessEnv+"="+what, "TMPDIR="+dir)
 	c.Dir = "/"
 	c.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:                 syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
@@ -75,8 +88,8 @@ func TestRootless(t *testing.T) {
 		Pdeathsig:                  syscall.SIGKILL,
 	}
 	out, err := c.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestRootless/overlayfs") {
-		t.Fatalf("in a user namespace: %v\n%s", err, out)
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestRootless/"+what) {
+		t.Fatalf("%s: in a user namespace: %v\n%s", what, err, out)
 	}
 }
 
@@ -146,14 +159,7 @@ func rootlessOverlayfs(t *testing.T) {
 		t.Errorf("the layer has %q, want %q", got, want)
 	}
 
-	stranger := difftest.Tar(owned(difftest.File("stranger", "x"), rootlessIDs))
-	d := digest.FromBytes(stranger)
-	blobs.Put(one.Name, d, stranger)
-	_, err = s.Layers().In(one).Apply(t.Context(), ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: int64(len(stranger))},
-		prepare(t, sn, "d", "base"), diff.ApplyOptions{})
-	if !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "65536:65536") {
-		t.Errorf("Apply of a file of nobody here: %v", err)
-	}
+	refusesStranger(t, s, blobs, prepare(t, sn, "d", "base"), rootlessIDs)
 	for _, key := range []string{"view", "c", "d", "top", "base"} {
 		if err := sn.Remove(t.Context(), key); err != nil {
 			t.Errorf("Remove(%q): %v", key, err)
@@ -161,6 +167,40 @@ func rootlessOverlayfs(t *testing.T) {
 	}
 	if err := sn.Cleanup(t.Context()); err != nil {
 		t.Errorf("Cleanup: %v", err)
+	}
+}
+
+// rootlessAlone has no user but root, which is enough for files of root.
+func rootlessAlone(t *testing.T) {
+	blobs := difftest.NewBlobs()
+	s := openBlobs(t, blobs)
+	sn := in(t, s, one)
+	applyLayer(t, s, blobs, one, prepare(t, sn, "a", ""), difftest.Tar(difftest.Dir("etc"), difftest.File("etc/gone", "x")))
+	commitTo(t, sn, "base", "a", "")
+	m := prepare(t, sn, "b", "base")
+	applyLayer(t, s, blobs, one, m, difftest.Tar(difftest.File("etc/.wh.gone", ""), difftest.File("etc/new", "2")))
+	root := attachTest(t, m)
+	for path, want := range map[string]error{"etc/new": nil, "etc/gone": unix.ENOENT} {
+		var st unix.Stat_t
+		if err := unix.Fstatat(int(root.Fd()), path, &st, 0); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+	}
+	commitTo(t, sn, "top", "b", "")
+	refusesStranger(t, s, blobs, prepare(t, sn, "c", "top"), 1000)
+}
+
+// refusesStranger applies a file of somebody whom the namespace does not have.
+func refusesStranger(t *testing.T, s *Store, blobs *difftest.Blobs, into []mount.Mount, id int) {
+	t.Helper()
+	e := difftest.File("stranger", "x")
+	e.Uid, e.Gid = id, id
+	archive := difftest.Tar(e)
+	d := digest.FromBytes(archive)
+	blobs.Put(one.Name, d, archive)
+	_, err := s.Layers().In(one).Apply(t.Context(), ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: int64(len(archive))}, into, diff.ApplyOptions{})
+	if !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), fmt.Sprintf("%d:%d", id, id)) {
+		t.Errorf("Apply of a file of nobody here: %v", err)
 	}
 }
 

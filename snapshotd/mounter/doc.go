@@ -11,6 +11,9 @@
 // meanwhile is not looked at. Images, which the kernel has to parse, lie beside
 // the tree of a snapshot, where no layer and no container writes.
 //
+// The options uidmap and gidmap show what is mounted with the ids of a container;
+// of an overlay, what is below the upper directory. They change nothing on disk.
+//
 // # Where
 //
 // The i-th mount of an activation is at <dir>/<id>/<i>, or there is a link to its
