@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/services/fsck"
+	"github.com/gantryd/gantry/services/ident"
 	"github.com/gantryd/gantry/services/kv"
 	"github.com/gantryd/gantry/services/snapshot"
 )
@@ -70,7 +71,7 @@ func (c *checking) run() error {
 		return err
 	}
 	for id := range c.only {
-		if !strings.Contains(id, "/") {
+		if of, name, _ := strings.Cut(id, "/"); name == "" || ident.Check(of) != nil {
 			return fmt.Errorf("snapshot %q: want SNAPSHOTTER/NAMESPACE/NAME: %w", id, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -224,9 +225,9 @@ func isRow(tx *kv.Tx, key []byte) (bool, error) {
 
 // checkSums compares committed trees with what their commits saw.
 func (c *checking) checkSums() error {
-	c.progress.ObjectsTotal = int64(len(c.kept))
 	for _, k := range c.kept {
-		if len(k.origin.Layers) == 1 && c.isDeep(k) {
+		if c.reads(k) {
+			c.progress.ObjectsTotal++
 			c.progress.BytesTotal += k.origin.Layers[0].Size
 		}
 	}
@@ -239,7 +240,10 @@ func (c *checking) checkSums() error {
 		if err != nil {
 			return err
 		}
-		if c.progress.Objects++; f != nil {
+		if c.reads(k) {
+			c.progress.Objects++
+		}
+		if f != nil {
 			err = c.say(f)
 		}
 		if err := errors.Join(err, c.goOn()); err != nil {
@@ -247,6 +251,12 @@ func (c *checking) checkSums() error {
 		}
 	}
 	return nil
+}
+
+// reads says whether the layer of a tree is read, and compared with it.
+func (c *checking) reads(k kept) bool {
+	_, loaded := c.drivers[k.owner.Snapshotter]
+	return loaded && k.record.Kind == snapshot.Committed && len(k.origin.Layers) == 1 && c.isDeep(k)
 }
 
 // refsOf returns who counts on a snapshot.

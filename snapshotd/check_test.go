@@ -3,11 +3,13 @@ package snapshotd
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/gantryd/gantry/services/diff/difftest"
 	"github.com/gantryd/gantry/services/fsck"
+	"github.com/gantryd/gantry/services/fsck/fscktest"
 	"github.com/gantryd/gantry/services/kv"
 )
 
@@ -22,6 +24,35 @@ func findings(t *testing.T, s *Store, o fsck.Options) map[string]fsck.Finding {
 		}
 	}
 	return all
+}
+
+// TestCheck has a layer for each object. Who changes bytes as a disk does is found
+// by the layer that made them.
+func TestCheck(t *testing.T) {
+	fscktest.Run(t, func(t *testing.T) fscktest.Subject {
+		blobs := difftest.NewBlobs()
+		s := openBlobs(t, blobs)
+		sn := in(t, s, one)
+		layer := func(b string) []byte { return difftest.Tar(difftest.File("file", b)) }
+		nameOf := func(id string) string { return strings.TrimPrefix(id, "overlayfs/one/") }
+		return fscktest.Subject{
+			Checker: s, What: "differs", Heals: true,
+			Add: func(t *testing.T, b string) string {
+				applyLayer(t, s, blobs, one, prepare(t, sn, b+" key", ""), layer(b))
+				commitTo(t, sn, b, b+" key", "")
+				return "overlayfs/one/" + b
+			},
+			Corrupt: func(t *testing.T, id string) {
+				r, _, err := sn.read(nameOf(id))
+				must(t, err)
+				spoil(t, filepath.Join(s.fs(r.ID), "file"))
+			},
+			Present: func(t *testing.T, id string) bool {
+				return look(t, s, one, nameOf(id))["file"] != ""
+			},
+			Size: func(b string) int64 { return int64(len(layer(b))) },
+		}
+	})
 }
 
 // TestARepairExtractsTheLayerAgain: a file that lost its bytes, and a tree that
