@@ -120,15 +120,15 @@ func (b *builder) Leave() error {
 	dir := fileType(unix.S_IFDIR)
 	list := append(d.list, dirent{".", d.slot(), dir}, dirent{"..", up.slot(), dir})
 	slices.SortFunc(list, func(x, y dirent) int { return strings.Compare(x.name, y.name) })
-	contents := encodeDir(list)
-	if err := b.space.put(contents, d.contentsAt); err != nil {
+	size, err := encodeDir(list, func(block []byte, at int64) error { return b.space.put(block, d.contentsAt+at) })
+	if err != nil {
 		return err
 	}
 	if err := b.space.put(le.AppendUint32(nil, 2+d.subs), d.at+inodeNlinkAt); err != nil {
 		return err
 	}
 	// What went away meanwhile is not in it.
-	return b.space.put(le.AppendUint64(nil, uint64(len(contents))), d.at+inodeSizeAt)
+	return b.space.put(le.AppendUint64(nil, uint64(size)), d.at+inodeSizeAt)
 }
 
 // Visit implements tree.Ordered.

@@ -21,27 +21,29 @@ func dirSize(names []string) int64 {
 	return full<<blockBits + int64(used)
 }
 
-// encodeDir returns the contents of a directory.
-func encodeDir(list []dirent) []byte {
-	var b []byte
-	for len(list) > 0 {
+// encodeDir hands the contents of a directory to put, block by block, and returns
+// how many bytes they are.
+func encodeDir(list []dirent, put func(b []byte, at int64) error) (size int64, err error) {
+	block := make([]byte, 0, blockSize)
+	for at := int64(0); len(list) > 0; at += blockSize {
 		count, used := 0, 0
 		for count < len(list) && used+direntSize+len(list[count].name) <= blockSize {
 			used += direntSize + len(list[count].name)
 			count++
 		}
-		b = append(b, make([]byte, -len(b)&(blockSize-1))...)
-		at := len(b)
-		b = append(b, make([]byte, used)...)
+		block = block[:used]
 		nameAt := count * direntSize
 		for i, e := range list[:count] {
-			d := b[at+i*direntSize:]
+			d := block[i*direntSize:]
 			le.PutUint64(d, e.slot)
 			le.PutUint16(d[8:], uint16(nameAt))
-			d[10] = e.kind
-			nameAt += copy(b[at+nameAt:], e.name)
+			d[10], d[11] = e.kind, 0
+			nameAt += copy(block[nameAt:], e.name)
 		}
-		list = list[count:]
+		if err := put(block, at); err != nil {
+			return 0, err
+		}
+		size, list = at+int64(used), list[count:]
 	}
-	return b
+	return size, nil
 }
