@@ -39,5 +39,6 @@ func firm(ctx context.Context, d driver.Driver, snapshotter string, s, as driver
 		}
 		return err
 	})
-	return m, work.Wait()
+	err = work.Wait() // before m is read
+	return m, err
 }
