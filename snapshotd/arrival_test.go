@@ -32,11 +32,12 @@ type contentStore struct {
 	t    *testing.T
 	cfg  contentd.Config
 	dir  string
+	shut bool // it lends no files
 	stop func()
 }
 
-func startContent(t *testing.T) *contentStore {
-	c := &contentStore{t: t, cfg: contentd.Default(), dir: t.TempDir()}
+func startContent(t *testing.T, shut bool) *contentStore {
+	c := &contentStore{t: t, cfg: contentd.Default(), dir: t.TempDir(), shut: shut}
 	c.cfg.Root, c.cfg.FreeMinMiB = filepath.Join(c.dir, "contentd"), 64
 	c.start()
 	t.Cleanup(func() { c.stop() })
@@ -60,7 +61,11 @@ func (c *contentStore) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var served sync.WaitGroup
 	served.Go(func() { srv.Serve(lis) })
-	served.Go(func() { lender.Serve(ctx, files) })
+	if c.shut {
+		must(c.t, files.Close())
+	} else {
+		served.Go(func() { lender.Serve(ctx, files) })
+	}
 	c.stop = sync.OnceFunc(func() {
 		srv.Stop()
 		cancel()
@@ -101,7 +106,7 @@ const half = 5 << 18
 // below is there.
 func follow(t *testing.T, bring func(a *arrivingLayer)) (a *arrivingLayer, files map[string]string, err error) {
 	t.Helper()
-	store := startContent(t)
+	store := startContent(t, false)
 	needs := quietNeeds(t)
 	needs.Content = store.client()
 	s := openTest(t, testConfig(t), needs)
@@ -343,4 +348,44 @@ func restarted(a *arrivingLayer) {
 	}
 	a.write(w, a.bytes[half:])
 	a.commit(w)
+}
+
+// TestWhatIsNotFollowedTakesNoPlace: where no files are lent, a layer that is
+// still on its way does not keep others from being extracted.
+func TestWhatIsNotFollowedTakesNoPlace(t *testing.T) {
+	needRoot(t)
+	store := startContent(t, true)
+	needs, cfg := quietNeeds(t), testConfig(t)
+	needs.Content, cfg.Applies = store.client(), 1
+	s := openTest(t, cfg, needs)
+	var layers []unpack.Layer
+	var archives [][]byte
+	for _, ingest := range []string{"slow", "fast"} {
+		b := difftest.Tar(difftest.File(ingest, "x"))
+		d := digest.FromBytes(b)
+		layers = append(layers, unpack.Layer{
+			Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: int64(len(b))}, DiffID: d, Ingest: ingest,
+		})
+		archives = append(archives, b)
+	}
+	a := &arrivingLayer{t: t, store: store, blobs: store.client().In(one)}
+	slow := a.writer("slow")
+	a.write(slow, archives[0][:600])
+	service, err := s.Unpacking().In(one, Overlayfs)
+	must(t, err)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- unpack.Wait(service.Unpack(t.Context(), layers), func(p unpack.Progress) {
+			if p.Layer == 1 {
+				a.read.Store(p.Done)
+			}
+		})
+	}()
+	fast := a.writer("fast")
+	a.write(fast, archives[1])
+	must(t, fast.Commit(t.Context(), 0, layers[1].Digest, nil))
+	a.followed(len(archives[1]))
+	a.write(slow, archives[0][600:])
+	must(t, slow.Commit(t.Context(), 0, layers[0].Digest, nil))
+	must(t, <-ended)
 }

@@ -44,6 +44,9 @@ func (c *unpacking) grow(ctx context.Context, l *rising, leave func()) error {
 		case alone && errors.Is(err, errInPlace):
 			c.s.log.Debug("a layer is extracted in its place", "digest", l.Digest, "err", err)
 			alone = false
+		case errors.Is(err, arrival.ErrNotYet):
+			c.s.log.Debug("a layer is not read before it is a blob", "digest", l.Digest, "err", err)
+			b.Whole = true
 		case l.Ingest != "" && !b.Whole && (errors.Is(err, arrival.ErrOther) || errors.Is(err, errdefs.ErrInvalidArgument) || errors.Is(err, errdefs.ErrFailedPrecondition)):
 			c.s.log.Info("the bytes of a layer changed while they arrived", "digest", l.Digest, "err", err)
 			b.Whole = true

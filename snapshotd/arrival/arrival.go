@@ -41,6 +41,10 @@ const blobTime = time.Second
 // was begun anew. The blob, when there is one, is to be read from its beginning.
 var ErrOther = errors.New("the bytes of the ingest were replaced while they were read")
 
+// ErrNotYet says that an ingest cannot be read: its file is not to be had, or it
+// has ended since. The blob may be there some time.
+var ErrNotYet = errors.New("the ingest cannot be read before it is a blob")
+
 // A Blob is one that is there, or arrives.
 type Blob struct {
 	Store  content.Store
@@ -160,9 +164,11 @@ func (w *watch) pause(ctx context.Context) error {
 	}
 }
 
-// Open returns the bytes, from the first to the last. They are not checked: an
-// ingest may become another blob, or none. The error of a reader that cannot go
-// on with what it has read is ErrOther.
+// Open returns the bytes, from the first to the last, after Await. They are not
+// checked: an ingest may become another blob, or none. The error of a reader that
+// cannot go on with what it has read is ErrOther. Where Await did not find the blob
+// and there is nothing to follow, it is ErrNotYet: whoever has a place among those
+// who extract is not to wait with it. Whole is for both.
 func (b *Blob) Open(ctx context.Context) (io.ReadCloser, error) {
 	if b.Ingest != "" && !b.there && !b.Whole && b.Files != nil {
 		f, st, err := b.Files.OpenIngest(ctx, b.Ingest)
@@ -174,12 +180,9 @@ func (b *Blob) Open(ctx context.Context) (io.ReadCloser, error) {
 		case !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errdefs.ErrUnavailable):
 			return nil, err
 		}
-	}
-	if b.Ingest != "" && !b.there {
-		whole := *b
-		whole.Whole = true
-		if err := whole.Await(ctx); err != nil {
-			return nil, err
+		// It may have been committed since.
+		if _, e := b.Store.Info(ctx, b.Digest); e != nil {
+			return nil, fmt.Errorf("%w: %v", ErrNotYet, err)
 		}
 	}
 	return b.open(ctx, 0)

@@ -124,8 +124,12 @@ func TestWhatIsAbortedBeforeItIsOpened(t *testing.T) {
 	if err := f.Store.Abort(t.Context(), f.Ingest); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Open(t.Context()); !errors.Is(err, errdefs.ErrNotFound) {
-		t.Errorf("Open: %v, want %v", err, errdefs.ErrNotFound)
+	if _, err := f.Open(t.Context()); !errors.Is(err, arrival.ErrNotYet) {
+		t.Errorf("Open: %v, want %v", err, arrival.ErrNotYet)
+	}
+	f.Whole = true
+	if err := f.Await(t.Context()); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("Await: %v, want %v", err, errdefs.ErrNotFound)
 	}
 }
 
