@@ -152,8 +152,9 @@
 // among those who extract or the turn to remove a tree, the turn to sync the file
 // system, the database's turn. Who restores a backup has the turn to remove trees
 // before all, so that none goes which the backup has as a snapshot. Who unpacks
-// waits for others, and for layers below, without a place. Commits that come at
-// the same time share one sync, see package driver.
+// waits for others, for layers below, and for an ingest that cannot be read as it
+// arrives, without a place. Commits that come at the same time share one sync, see
+// package driver.
 //
 // # Limits
 //
