@@ -14,7 +14,7 @@ import (
 type Config struct {
 	Root       string `toml:"root"`         // directory for everything this daemon keeps
 	State      string `toml:"state"`        // directory for mounts, which end with the boot
-	Applies    int    `toml:"applies"`      // layers that are extracted at once
+	Applies    int    `toml:"applies"`      // layers that are extracted, and made, at once
 	FreeMinMiB int64  `toml:"free_min_mib"` // free disk that layers leave alone
 
 	BackupMinutes int `toml:"backup_minutes"` // how often the records are backed up, if they have changed

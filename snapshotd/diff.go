@@ -46,8 +46,8 @@ func (a applier) Diff(ctx context.Context, lower, upper []mount.Mount, o diff.Di
 	}
 	defer release()
 	select {
-	case a.s.applies <- struct{}{}:
-		defer func() { <-a.s.applies }()
+	case a.s.diffs <- struct{}{}:
+		defer func() { <-a.s.diffs }()
 	case <-ctx.Done():
 		return ocispec.Descriptor{}, ctx.Err()
 	}

@@ -317,5 +317,8 @@ func (b *rebuilding) claim(ctx context.Context) error {
 		b.raise(id)
 	}
 	maps.DeleteFunc(b.unclaimed, func(id uint64, _ string) bool { _, there := left[id]; return !there })
-	return nil
+	// Records that are older than this process do not know of the ids that it
+	// gave out since, whose trees may be mounted still.
+	last := b.Store.last.Load()
+	return b.db.Release(ctx, func(tx *kv.Tx) error { return raiseLast(tx, last) })
 }

@@ -177,3 +177,27 @@ func TestRestoreKeepsWhatCameSince(t *testing.T) {
 		}
 	}
 }
+
+// TestIdsAreNotUsedAgain after a restore of records that are older, and the end of
+// the process that knew better.
+func TestIdsAreNotUsedAgain(t *testing.T) {
+	cfg := testConfig(t)
+	s, err := Open(cfg, quietNeeds(t))
+	must(t, err)
+	var b bytes.Buffer
+	must(t, s.Backup(t.Context(), &b))
+	sn := in(t, s, one)
+	for range 3 {
+		prepare(t, sn, "key", "")
+		must(t, sn.Remove(t.Context(), "key"))
+	}
+	must(t, s.empty(t.Context()))
+	_, err = s.Restore(t.Context(), &b)
+	must(t, err)
+	last := s.last.Load()
+	must(t, s.Close())
+	s = openTest(t, cfg, quietNeeds(t))
+	if got := s.last.Load(); got < last || last < 3 {
+		t.Errorf("the last id is %d, and was %d", got, last)
+	}
+}

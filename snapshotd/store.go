@@ -66,6 +66,7 @@ type Store struct {
 	last    atomic.Uint64 // id handed out
 	wake    chan struct{} // has an item when there is something to collect
 	applies chan struct{} // has an item for each layer being extracted
+	diffs   chan struct{} // has an item for each layer being made, which may take hours
 	turn    chan struct{} // see trashTurn
 
 	flights flights // what is being unpacked
@@ -116,6 +117,7 @@ func openAt(cfg Config, needs Needs, d driver.Disk, k kernel.Kernel, now func() 
 		skipped:   make(map[string]error),
 		wake:      make(chan struct{}, 1),
 		applies:   make(chan struct{}, cfg.Applies),
+		diffs:     make(chan struct{}, cfg.Applies),
 		turn:      make(chan struct{}, 1),
 		held:      make(map[uint64]chan struct{}),
 		layers:    make(map[uint64][]extracted),
