@@ -169,7 +169,7 @@ func (b *contentBench) run(ctx context.Context, out io.Writer) error {
 		}
 	}
 	if b.wants("memory") {
-		return b.printMemories(ctx, out)
+		return b.printMemories(ctx, out, b.doors, b.idle)
 	}
 	return nil
 }

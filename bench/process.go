@@ -75,12 +75,12 @@ func (r *rules) printMemory(ctx context.Context, out io.Writer, doors []*door, i
 	return nil
 }
 
-// printMemories prints it after all the works, and after a restart of contentd.
-func (b *contentBench) printMemories(ctx context.Context, out io.Writer) error {
-	if err := b.printMemory(ctx, out, b.doors, b.idle, fmt.Sprintf("%v after the above", b.idle)); err != nil {
+// printMemories prints it after all the works, and after a restart of ours.
+func (r *rules) printMemories(ctx context.Context, out io.Writer, doors []*door, idle time.Duration) error {
+	if err := r.printMemory(ctx, out, doors, idle, fmt.Sprintf("%v after the above", idle)); err != nil {
 		return err
 	}
-	pid, err := b.doors[1].daemon()
+	pid, err := doors[1].daemon()
 	if err != nil {
 		return err
 	}
@@ -88,14 +88,14 @@ func (b *contentBench) printMemories(ctx context.Context, out io.Writer) error {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		return err
 	}
-	for again := pid; again == pid || again == 0; again, _ = b.doors[1].daemon() {
+	for again := pid; again == pid || again == 0; again, _ = doors[1].daemon() {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	return b.printMemory(ctx, out, b.doors, b.idle, "contentd started again")
+	return r.printMemory(ctx, out, doors, idle, "ours started again")
 }
 
 // syncCalls are what waits for a disk.

@@ -66,7 +66,7 @@ func (d *door) snapshots() snapshots.Snapshotter { return d.client.SnapshotServi
 var rootedSnapshot = snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "bench"})
 
 func (d *door) base(ctx context.Context) error {
-	if _, err := d.snapshots().Prepare(ctx, "base-key", ""); err != nil {
+	if _, err := d.snapshots().Prepare(ctx, "base-key", "", rootedSnapshot); err != nil {
 		return err
 	}
 	return d.snapshots().Commit(ctx, baseName, "base-key", rootedSnapshot)

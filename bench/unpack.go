@@ -123,7 +123,7 @@ func (b *unpackBench) run(ctx context.Context, out io.Writer) error {
 		return nil
 	}
 	fmt.Fprintf(out, "\n| | containerd %s | snapshotd | ratio | | |\n|---|--:|--:|--:|--:|--:|\n", containerdVersion)
-	return b.printMemory(ctx, out, b.direct, b.idle, fmt.Sprintf("%v after the above", b.idle))
+	return b.printMemories(ctx, out, b.direct, b.idle)
 }
 
 // runUnpacks prints how long images take.
