@@ -65,7 +65,8 @@ func TestAdvisoryNothingOfAnImageIsRun(t *testing.T) {
 		t.Fatalf("go list: %v", err)
 	}
 	runs := []string{"/mounter/make.go"} // mkfs, of the host
-	for file := range strings.FieldsSeq(string(out)) {
+	for line := range strings.Lines(string(out)) {
+		file := strings.TrimSuffix(line, "\n")
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

@@ -310,6 +310,10 @@ func (w *writer) Truncate(ctx context.Context, size int64) error {
 
 func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, labels map[string]string) error {
 	defer w.Close()
+	// It would end the stream too, but perhaps after the answer.
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	// The service takes a size that is no size for one that was not said.
 	if _, err := content.NewClaim(w.options, size, expected, labels); err != nil {
 		return err
