@@ -32,7 +32,7 @@ import (
 )
 
 // stacks is how many random stacks of layers are tried.
-const stacks = 60
+const stacks = 200
 
 // TestRandomLayersAsUmoci extracts stacks of random layers with umoci and with
 // ours: the trees are the same.
