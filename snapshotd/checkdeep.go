@@ -145,7 +145,9 @@ func (c *checking) againstLayer(ctx context.Context, d driver.Driver, k kept, ow
 	case c.applies <- struct{}{}:
 		defer func() { <-c.applies }()
 	case <-ctx.Done():
-		return ctx.Err()
+	}
+	if err := ctx.Err(); err != nil {
+		return err // also with a place: both may have been there
 	}
 	h, r := k.owner.shelf(), k.record
 	r.ID = c.last.Add(1)
