@@ -142,25 +142,7 @@ func (d *Driver) Traits() driver.Traits {
 
 // Create implements driver.Driver. The tree looks like its parent's.
 func (d *Driver) Create(_ context.Context, s driver.Snapshot) error {
-	if err := d.dirs.Disk.Mkdir(d.dirs.Path(s.ID), 0o700); err != nil {
-		return err
-	}
-	if err := d.dirs.Disk.Mkdir(d.fs(s.ID), 0o755); err != nil {
-		return err
-	}
-	if len(s.Parents) > 0 {
-		uid, gid, err := d.owner(s)
-		if err != nil {
-			return err
-		}
-		if err := d.dirs.Disk.Chown(d.fs(s.ID), int(uid), int(gid)); err != nil {
-			return err
-		}
-	}
-	if s.Kind != snapshot.Active {
-		return nil
-	}
-	return d.dirs.Disk.Mkdir(d.work(s.ID), 0o711)
+	return d.dirs.MakeUpper(s, d.owner)
 }
 
 // owner is whom the upper directory of a snapshot belongs to: the container's
@@ -175,9 +157,9 @@ func (d *Driver) owner(s driver.Snapshot) (uid, gid uint32, err error) {
 		return uid, gid, nil
 	}
 	if uid, gid, err = d.rootOf(s.Parents[0].ID); err != nil {
-		return 0, 0, fmt.Errorf("parent: %w", err)
+		err = fmt.Errorf("parent: %w", err)
 	}
-	return uid, gid, nil
+	return uid, gid, err
 }
 
 // rootOf reads who owns the root of an image.

@@ -136,44 +136,26 @@ func (d *Driver) Traits() driver.Traits {
 
 // Create implements driver.Driver. The tree looks like its parent's.
 func (d *Driver) Create(_ context.Context, s driver.Snapshot) error {
-	if err := d.dirs.Disk.Mkdir(d.dirs.Path(s.ID), 0o700); err != nil {
-		return err
-	}
-	if err := d.dirs.Disk.Mkdir(d.fs(s.ID), 0o755); err != nil {
-		return err
-	}
-	if len(s.Parents) > 0 {
-		uid, gid, err := d.owner(s)
-		if err != nil {
-			return err
-		}
-		if err := d.dirs.Disk.Chown(d.fs(s.ID), uid, gid); err != nil {
-			return err
-		}
-	}
-	if s.Kind != snapshot.Active {
-		return nil
-	}
-	return d.dirs.Disk.Mkdir(d.work(s.ID), 0o711)
+	return d.dirs.MakeUpper(s, d.owner)
 }
 
 // owner is whom the upper directory of a snapshot belongs to: the container's
 // root, or whoever its parent belongs to. Without parents there is no overlay:
 // the directory itself is shown with the ids, and so is root's.
-func (d *Driver) owner(s driver.Snapshot) (uid, gid int, err error) {
+func (d *Driver) owner(s driver.Snapshot) (uid, gid uint32, err error) {
 	ids, err := d.ids(s)
 	if err != nil {
 		return 0, 0, err
 	}
 	if !ids.IsZero() {
-		u, g := ids.Root()
-		return int(u), int(g), nil
+		uid, gid = ids.Root()
+		return uid, gid, nil
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(d.fs(s.Parents[0].ID), &st); err != nil {
 		return 0, 0, fmt.Errorf("parent: %w", err)
 	}
-	return int(st.Uid), int(st.Gid), nil
+	return st.Uid, st.Gid, nil
 }
 
 // Mounts implements driver.Driver.
