@@ -35,7 +35,7 @@
 // (which is done to the compressed bytes too), and write, which makes the files
 // one after the other as simply as it is done. It prints time, and what it used
 // of processors, which depends less on what else the machine does. Of 2 cores of
-// a Xeon, gunzip does 500 to 600 MB a second (compress/gzip 230, klauspost's
+// a Xeon, gunzip does 380 to 600 MB a second (compress/gzip 230, klauspost's
 // 300) and the hash 1,300. For large layers those two and the copy into the page
 // cache are nearly all; for small files it is the kernel that makes them, nine
 // tenths in the one call that opens each. What sets owner, mode and times was
