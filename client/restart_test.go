@@ -20,6 +20,7 @@ import (
 	"github.com/gantryd/gantry/client/clienttest"
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/event/eventtest"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/task"
@@ -258,5 +259,41 @@ func TestFollowGoesOnWhereItWas(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("forget %t (-want +got):\n%s", forget, diff)
 		}
+	}
+}
+
+func TestFollowGoesOnBehindAGap(t *testing.T) {
+	c := clienttest.New(t, nil)
+	bus := eventtest.NewMemory()
+	c.Events = bus
+	events, err := c.Follow(t.Context(), event.SubscribeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		if i == 3 {
+			bus.Forget()
+		}
+		if err := bus.Publish(t.Context(), event.New("default", time.Now(), event.ImageCreate{Name: fmt.Sprint(i)})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	for e, err := range events {
+		var gap *event.Gap
+		switch {
+		case errors.As(err, &gap):
+			got = append(got, fmt.Sprint("gap ", gap.From.Sequence, " to ", gap.To.Sequence))
+		case err != nil:
+			t.Fatal(err)
+		default:
+			got = append(got, e.Subject)
+		}
+		if len(got) == 4 {
+			break
+		}
+	}
+	if diff := cmp.Diff([]string{"gap 0 to 3", "3", "4", "5"}, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }

@@ -183,13 +183,16 @@ func (b *Bus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq
 	if err != nil {
 		return nil, err
 	}
-	_, from, err := b.stream.Begin(ctx, o.After)
+	at, err := b.stream.Begin(ctx, o)
 	if err != nil {
 		return nil, err
 	}
+	if o.Reached != nil {
+		o.Reached(at)
+	}
 	return func(yield func(event.Event, error) bool) {
 		for {
-			events, err := b.next(ctx, from)
+			events, err := b.next(ctx, at.Sequence+1)
 			if err != nil {
 				yield(event.Event{}, err)
 				return
@@ -198,7 +201,7 @@ func (b *Bus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq
 				if ctx.Err() != nil {
 					break // said above
 				}
-				from = e.Sequence + 1
+				at.Sequence = e.Sequence
 				if e.ID != "" && f.Match(e.Fields()) && !yield(e, nil) {
 					return
 				}
@@ -233,7 +236,7 @@ func (b *Bus) next(ctx context.Context, from uint64) ([]event.Event, error) {
 func (b *Bus) reread(ctx context.Context, from uint64) ([]event.Event, error) {
 	var events []event.Event
 	until := min(b.window.begin(), from+catchUp)
-	for e, err := range b.stream.Read(ctx, b.epoch, from) {
+	for e, err := range b.stream.Read(ctx, event.Cursor{Epoch: b.epoch, Sequence: from - 1}) {
 		if err != nil {
 			return nil, err
 		}
@@ -248,10 +251,10 @@ func (b *Bus) reread(ctx context.Context, from uint64) ([]event.Event, error) {
 // the daemon and runs once at a time.
 func (b *Bus) Deliver(ctx context.Context) error {
 	for {
-		_, from, err := b.stream.Begin(ctx, nil)
+		at, err := b.stream.Begin(ctx, event.SubscribeOptions{})
 		if err == nil {
-			b.window.reset(from)
-			err = b.deliver(ctx, from)
+			b.window.reset(at.Sequence + 1)
+			err = b.deliver(ctx, at)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -263,8 +266,8 @@ func (b *Bus) Deliver(ctx context.Context) error {
 	}
 }
 
-func (b *Bus) deliver(ctx context.Context, from uint64) error {
-	for e, err := range b.stream.Read(ctx, b.epoch, from) {
+func (b *Bus) deliver(ctx context.Context, at event.Cursor) error {
+	for e, err := range b.stream.Read(ctx, at) {
 		if err != nil {
 			return err
 		}

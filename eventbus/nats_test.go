@@ -198,7 +198,20 @@ func TestEventsPastTheLimitAreOutOfRange(t *testing.T) {
 	for _, err := range slow {
 		last = err
 	}
-	if !errors.Is(last, errdefs.ErrOutOfRange) {
-		t.Errorf("the subscription ended with %v, want %v", last, errdefs.ErrOutOfRange)
+	var gap *event.Gap
+	if !errors.As(last, &gap) || !errors.Is(last, errdefs.ErrOutOfRange) || gap.From.Sequence != 0 || gap.To.Sequence < 4 {
+		t.Fatalf("the subscription ended with %v, want a gap from 0", last)
+	}
+	for name, o := range map[string]event.SubscribeOptions{"past the gap": {After: &gap.To}, "since long ago": {Since: at}} {
+		kept, err := b.Subscribe(t.Context(), o)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for e, err := range kept {
+			if err != nil || e.Sequence != gap.To.Sequence+1 {
+				t.Errorf("%s: told %d, %v, want %d", name, e.Sequence, err, gap.To.Sequence+1)
+			}
+			break
+		}
 	}
 }

@@ -87,7 +87,7 @@ func (r roles) permissions(role string) *server.Permissions {
 				// Consumers that end with their reader. One could write
 				// elsewhere by them, as root can anyway.
 				"$JS.API.CONSUMER.*." + eventnats.Stream + ".>", "$JS.API.CONSUMER.MSG.NEXT." + eventnats.Stream + ".>",
-				"$JS.API.DIRECT.GET." + eventnats.Stream + ".>", "$JS.FC.>",
+				"$JS.API.DIRECT.GET." + eventnats.Stream, "$JS.FC.>",
 			}},
 			Subscribe: allowed([]string{"gantry.v1.>", "_INBOX.>"}),
 			Response:  &server.ResponsePermission{MaxMsgs: 1, Expires: time.Minute},

@@ -94,11 +94,11 @@ func (c client) isRefused(t *testing.T, do func() error) bool {
 
 func lastSequence(t *testing.T, b *Bus) uint64 {
 	t.Helper()
-	_, from, err := b.stream.Begin(t.Context(), nil)
+	at, err := b.stream.Begin(t.Context(), event.SubscribeOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return from - 1
+	return at.Sequence
 }
 
 func TestRolesMayDoNoMoreThanTheirs(t *testing.T) {

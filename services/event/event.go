@@ -68,20 +68,31 @@ type Publisher interface {
 	Publish(ctx context.Context, e Event) error
 }
 
-// A Cursor is a place in the bus's stream.
-type Cursor struct {
-	Epoch    string
-	Sequence uint64
-}
-
 // SubscribeOptions say what to tell.
 type SubscribeOptions struct {
 	// Filters are alternatives; none is all events. The fields are
 	// "namespace", "topic" and "event.<field>".
 	Filters []string
 
-	// After asks for the kept events past a cursor first; nil begins now.
+	// After asks for the kept events past a cursor first, and Since for those
+	// that the bus took in at that time or later. Neither begins now; both is
+	// [errdefs.ErrInvalidArgument].
 	After *Cursor
+	Since time.Time
+
+	// Reached, if there is one, is told how far the bus has looked: before
+	// Subscribe returns, the cursor past which it begins, and within the loop,
+	// if the bus cares to say it, that of an event that did not match. So a
+	// reader to whom nothing was told can go on where it was.
+	Reached func(Cursor)
+}
+
+// Check is [errdefs.ErrInvalidArgument] if the subscription begins twice.
+func (o SubscribeOptions) Check() error {
+	if o.After != nil && !o.Since.IsZero() {
+		return fmt.Errorf("subscribe after a cursor and since a time: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // A Subscriber is told of events.
@@ -90,10 +101,10 @@ type Subscriber interface {
 	// total order that is the same for every subscriber. It is in force when
 	// Subscribe returns. A filter that does not parse is
 	// [errdefs.ErrInvalidArgument]; a cursor of another epoch, or one whose
-	// next event is not kept, is [errdefs.ErrOutOfRange]. The sequence ends
-	// with an error, yielded last: ctx's when ctx ends, and
-	// [errdefs.ErrOutOfRange] when the caller is so late that its next event
-	// is no longer kept. No event is dropped otherwise, however slow the
+	// next event is not kept, is a [*Gap]. A time before the oldest kept event
+	// begins with that. The sequence ends with an error, yielded last: ctx's
+	// when ctx ends, and a [*Gap] when the caller is so late that its next
+	// event is no longer kept. No event is dropped otherwise, however slow the
 	// caller. It ranges over the sequence once; what the subscription holds is
 	// let go when the loop or ctx ends.
 	Subscribe(ctx context.Context, o SubscribeOptions) (iter.Seq2[Event, error], error)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"net"
 	"os"
 	"sync"
@@ -18,7 +17,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gantryd/gantry/services/event"
-	"github.com/gantryd/gantry/services/filter"
 )
 
 const (
@@ -28,9 +26,6 @@ const (
 	// A bus that is back is found within reconnectMax.
 	reconnectMin = 20 * time.Millisecond
 	reconnectMax = 250 * time.Millisecond
-
-	// fetchMax is how many bytes of messages are on their way to a reader.
-	fetchMax = 4 << 20
 )
 
 // A Bus is a connection to the bus.
@@ -158,9 +153,6 @@ const codeMessageTooLarge = 10054
 // Close ends the connection.
 func (b *Bus) Close() { b.nc.Close() }
 
-// JetStream is for the bus itself, which makes the stream.
-func (b *Bus) JetStream() jetstream.JetStream { return b.js }
-
 // Publish implements event.Publisher.
 func (b *Bus) Publish(ctx context.Context, e event.Event) error {
 	if err := ctx.Err(); err != nil {
@@ -178,121 +170,4 @@ func (b *Bus) Publish(ctx context.Context, e event.Event) error {
 		return fmt.Errorf("publish %s: %w", e.Topic, err)
 	}
 	return nil
-}
-
-// Subscribe implements event.Subscriber, for those who may make consumers: root
-// and the bus itself. When the connection is lost the sequence ends with
-// [errdefs.ErrUnavailable]; the cursor of the last event goes on.
-func (b *Bus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq2[event.Event, error], error) {
-	f, err := filter.Parse(o.Filters...)
-	if err != nil {
-		return nil, err
-	}
-	epoch, from, err := b.Begin(ctx, o.After)
-	if err != nil {
-		return nil, err
-	}
-	return func(yield func(event.Event, error) bool) {
-		for e, err := range b.Read(ctx, epoch, from) {
-			if err != nil {
-				yield(event.Event{}, err)
-				return
-			}
-			if e.ID != "" && f.Match(e.Fields()) && !yield(e, nil) {
-				return
-			}
-		}
-	}, nil
-}
-
-// Begin returns the stream's epoch and the sequence of the first event past a
-// cursor, or past the end if there is none.
-func (b *Bus) Begin(ctx context.Context, after *event.Cursor) (epoch string, from uint64, err error) {
-	inner, cancel := b.call(ctx)
-	defer cancel()
-	stream, err := b.js.Stream(inner, Stream)
-	if err := kind(ctx, inner, err); err != nil {
-		return "", 0, fmt.Errorf("stream of events: %w", err)
-	}
-	info := stream.CachedInfo()
-	epoch, from = info.Config.Metadata[Epoch], info.State.LastSeq+1
-	if after == nil {
-		return epoch, from, nil
-	}
-	if after.Epoch != epoch || after.Sequence+1 > from || after.Sequence+1 < info.State.FirstSeq {
-		return "", 0, fmt.Errorf("cursor %s/%d: %s/%d to %d are kept: %w",
-			after.Epoch, after.Sequence, epoch, info.State.FirstSeq, info.State.LastSeq, errdefs.ErrOutOfRange)
-	}
-	return epoch, after.Sequence + 1, nil
-}
-
-// Read yields every message of the stream from a sequence on, each with its
-// place. One that is not an event has no id. The sequence ends with an error,
-// yielded last, as a subscription's does.
-func (b *Bus) Read(ctx context.Context, epoch string, from uint64) iter.Seq2[event.Event, error] {
-	return func(yield func(event.Event, error) bool) {
-		inner, cancel := b.bound(ctx)
-		defer cancel()
-		messages, err := b.messages(inner, from)
-		if err != nil {
-			yield(event.Event{}, fmt.Errorf("stream of events: %w", kind(ctx, inner, err)))
-			return
-		}
-		defer messages.Stop()
-		for ; ; from++ {
-			e, err := next(inner, messages, from)
-			if err != nil {
-				yield(event.Event{}, kindOfNext(ctx, inner, err))
-				return
-			}
-			e.Epoch = epoch
-			if !yield(e, nil) {
-				return
-			}
-		}
-	}
-}
-
-func (b *Bus) messages(ctx context.Context, from uint64) (jetstream.MessagesContext, error) {
-	inner, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	c, err := b.js.OrderedConsumer(inner, Stream, jetstream.OrderedConsumerConfig{
-		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:       from,
-		MaxResetAttempts:  1,
-		InactiveThreshold: 30 * time.Second,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return c.Messages(jetstream.PullMaxBytes(fetchMax))
-}
-
-// next returns the message at a sequence. The stream has no holes: one that is
-// missing was removed for its age, or the stream is another.
-func next(ctx context.Context, messages jetstream.MessagesContext, sequence uint64) (event.Event, error) {
-	m, err := messages.Next(jetstream.NextContext(ctx))
-	if err != nil {
-		return event.Event{}, err
-	}
-	meta, err := m.Metadata()
-	if err != nil {
-		return event.Event{}, err
-	}
-	if got := meta.Sequence.Stream; got != sequence {
-		return event.Event{}, fmt.Errorf("event %d is not kept, the next is %d: %w", sequence, got, errdefs.ErrOutOfRange)
-	}
-	e, err := fromMessage(m.Subject(), m.Headers(), m.Data())
-	if err != nil {
-		e = event.Event{}
-	}
-	e.Sequence = sequence
-	return e, nil
-}
-
-func kindOfNext(outer, inner context.Context, err error) error {
-	if outer.Err() == nil && errors.Is(err, errdefs.ErrOutOfRange) {
-		return err
-	}
-	return kind(outer, inner, err)
 }

@@ -43,18 +43,22 @@ func (c *client) Publish(ctx context.Context, e event.Event) error {
 // subscription begins, as containerd's, it waits for the first event.
 func (c *client) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq2[event.Event, error], error) {
 	callerCtx := ctx
-	ctx, cancel := context.WithCancel(withCursor(ctx, o.After))
+	ctx, cancel := context.WithCancel(withHeaders(ctx, o))
 	stream, err := c.c.Subscribe(ctx, &eventspb.SubscribeRequest{Filters: o.Filters})
 	if err != nil {
 		cancel()
 		return nil, err
 	}
 	var first *types.Envelope
-	if md, err := stream.Header(); err != nil || len(md.Get(headerBegun)) == 0 {
+	md, err := stream.Header()
+	begun := md.Get(headerBegun)
+	if err != nil || len(begun) == 0 {
 		if first, err = stream.Recv(); err != nil {
 			cancel()
-			return nil, ended(callerCtx, err)
+			return nil, ended(callerCtx, stream, err)
 		}
+	} else if c, err := event.ParseCursor(begun[0]); err == nil && o.Reached != nil {
+		o.Reached(c)
 	}
 	return func(yield func(event.Event, error) bool) {
 		defer cancel()
@@ -64,7 +68,7 @@ func (c *client) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.
 		for {
 			env, err := stream.Recv()
 			if err != nil {
-				yield(event.Event{}, ended(callerCtx, err))
+				yield(event.Event{}, ended(callerCtx, stream, err))
 				return
 			}
 			if !yield(fromEnvelope(env), nil) {
@@ -75,11 +79,14 @@ func (c *client) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.
 }
 
 // ended says why a subscription ended.
-func ended(ctx context.Context, err error) error {
-	switch {
-	case ctx.Err() != nil:
+func ended(ctx context.Context, stream grpc.ClientStream, err error) error {
+	if ctx.Err() != nil {
 		return ctx.Err()
-	case errors.Is(err, io.EOF):
+	}
+	if gap := fromTrailers(stream.Trailer()); gap != nil {
+		return gap
+	}
+	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("the bus ended the subscription: %w", errdefs.ErrUnavailable)
 	}
 	return err

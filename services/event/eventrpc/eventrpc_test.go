@@ -2,6 +2,7 @@ package eventrpc
 
 import (
 	"context"
+	"errors"
 	"net"
 	"path/filepath"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -169,6 +171,55 @@ func TestShimsForwardOverTTRPC(t *testing.T) {
 	cancel()
 	if err := <-served; err != context.Canceled {
 		t.Errorf("ServeShims: %v", err)
+	}
+}
+
+func TestAGapKeepsItsEndsAcrossTheWire(t *testing.T) {
+	bus := eventtest.NewMemory()
+	c := NewClient(pipe(t, bus))
+	late, err := c.Subscribe(t.Context(), event.SubscribeOptions{After: &event.Cursor{Epoch: "b/a d", Sequence: 1}})
+	var gap *event.Gap
+	if !errors.As(err, &gap) || gap.From != (event.Cursor{Epoch: "b/a d", Sequence: 1}) || gap.To.Sequence != 0 {
+		t.Fatalf("Subscribe: %v, %v", late, err)
+	}
+	late, err = c.Subscribe(t.Context(), event.SubscribeOptions{After: &gap.To, Filters: []string{"event.id==b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"a", "b"} {
+		e := event.New("one", time.Now(), event.ContainerDelete{ID: id})
+		if err := bus.Publish(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for e, err := range late {
+		if err != nil || e.Sequence != 2 {
+			t.Fatalf("told %+v, %v", e, err)
+		}
+		break
+	}
+	bus.Forget()
+	at := event.Cursor{Epoch: gap.To.Epoch}
+	_, err = c.Subscribe(t.Context(), event.SubscribeOptions{After: &at})
+	if !errors.As(err, &gap) || *gap != (event.Gap{From: at, To: event.Cursor{Epoch: at.Epoch, Sequence: 2}}) {
+		t.Errorf("Subscribe to what was forgotten: %v", err)
+	}
+}
+
+func TestHeadersThatDoNotParseAreInvalid(t *testing.T) {
+	c := events.NewEventsClient(pipe(t, eventtest.NewMemory()))
+	for _, header := range [][]string{
+		{headerAfter, ""}, {headerAfter, "a"}, {headerAfter, "a/-1"}, {headerAfter, "a/1/2"}, {headerAfter, "%zz/1"},
+		{headerAfter, "a/18446744073709551616"}, {headerSince, "yesterday"}, {headerSince, ""},
+		{headerSince, "2026-02-03T04:05:06Z", headerAfter, "a/1"},
+	} {
+		stream, err := c.Subscribe(metadata.AppendToOutgoingContext(t.Context(), header...), &events.SubscribeRequest{})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if !errdefsIs(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("%q: %v", header, err)
+		}
 	}
 }
 

@@ -5,10 +5,9 @@ package eventrpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net/url"
-	"strconv"
-	"strings"
+	"time"
 
 	eventspb "github.com/containerd/containerd/api/services/events/v1"
 	"github.com/containerd/containerd/api/types"
@@ -23,12 +22,19 @@ import (
 )
 
 const (
-	// headerAfter is the cursor of a subscription: "<epoch>/<sequence>".
+	// A subscription asks in its headers for the events after a cursor, or
+	// since a time.
 	headerAfter = "gantry-events-after"
+	headerSince = "gantry-events-since"
 
 	// headerBegun is in the headers that the server sends when a subscription
-	// is in force. containerd's sends none before the first event.
+	// is in force: the cursor past which it begins. containerd's sends none
+	// before the first event.
 	headerBegun = "gantry-events-begun"
+
+	// The ends of a gap, in the trailers of a subscription that ends with one.
+	trailerGapFrom = "gantry-events-gap-from"
+	trailerGapTo   = "gantry-events-gap-to"
 )
 
 // Register puts b on a server.
@@ -69,16 +75,28 @@ func forward(ctx context.Context, p event.Publisher, env *types.Envelope) error 
 }
 
 func (s *server) Subscribe(req *eventspb.SubscribeRequest, stream eventspb.Events_SubscribeServer) error {
-	after, err := cursor(stream.Context())
+	err := s.tell(req, stream)
+	var gap *event.Gap
+	if errors.As(err, &gap) {
+		stream.SetTrailer(metadata.Pairs(trailerGapFrom, gap.From.String(), trailerGapTo, gap.To.String()))
+	}
+	return err
+}
+
+func (s *server) tell(req *eventspb.SubscribeRequest, stream eventspb.Events_SubscribeServer) error {
+	o, err := fromHeaders(stream.Context())
 	if err != nil {
 		return err
 	}
-	events, err := s.bus.Subscribe(stream.Context(), event.SubscribeOptions{Filters: req.Filters, After: after})
+	o.Filters = req.Filters
+	var begun event.Cursor
+	o.Reached = func(c event.Cursor) { begun = c }
+	events, err := s.bus.Subscribe(stream.Context(), o)
 	if err != nil {
 		return err
 	}
 	// At once: who waits for it acts next.
-	if err := stream.SendHeader(metadata.Pairs(headerBegun, "1")); err != nil {
+	if err := stream.SendHeader(metadata.Pairs(headerBegun, begun.String())); err != nil {
 		return err
 	}
 	for e, err := range events {
@@ -96,29 +114,50 @@ func (s *server) Subscribe(req *eventspb.SubscribeRequest, stream eventspb.Event
 	return nil
 }
 
-func cursor(ctx context.Context) (*event.Cursor, error) {
+// fromHeaders returns where a subscription begins.
+func fromHeaders(ctx context.Context) (o event.SubscribeOptions, err error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	v := md.Get(headerAfter)
-	if len(v) == 0 {
-		return nil, nil
+	if v := md.Get(headerAfter); len(v) > 0 {
+		c, err := event.ParseCursor(v[0])
+		if err != nil {
+			return o, err
+		}
+		o.After = &c
 	}
-	epoch, sequence, _ := strings.Cut(v[0], "/")
-	n, err := strconv.ParseUint(sequence, 10, 64)
-	if err != nil {
-		return nil, fmt.Errorf("cursor %q: %w", v[0], errdefs.ErrInvalidArgument)
+	if v := md.Get(headerSince); len(v) > 0 {
+		if o.Since, err = time.Parse(time.RFC3339Nano, v[0]); err != nil {
+			return o, fmt.Errorf("time %.100q: %w", v[0], errdefs.ErrInvalidArgument)
+		}
 	}
-	epoch, err = url.QueryUnescape(epoch)
-	if err != nil {
-		return nil, fmt.Errorf("cursor %q: %w", v[0], errdefs.ErrInvalidArgument)
-	}
-	return &event.Cursor{Epoch: epoch, Sequence: n}, nil
+	return o, nil
 }
 
-func withCursor(ctx context.Context, c *event.Cursor) context.Context {
-	if c == nil {
-		return ctx
+// withHeaders is the inverse.
+func withHeaders(ctx context.Context, o event.SubscribeOptions) context.Context {
+	if o.After != nil {
+		ctx = metadata.AppendToOutgoingContext(ctx, headerAfter, o.After.String())
 	}
-	return metadata.AppendToOutgoingContext(ctx, headerAfter, fmt.Sprintf("%s/%d", url.QueryEscape(c.Epoch), c.Sequence))
+	if !o.Since.IsZero() {
+		ctx = metadata.AppendToOutgoingContext(ctx, headerSince, o.Since.UTC().Format(time.RFC3339Nano))
+	}
+	return ctx
+}
+
+// fromTrailers returns the gap that a subscription ended with, if it did.
+func fromTrailers(md metadata.MD) *event.Gap {
+	from, to := md.Get(trailerGapFrom), md.Get(trailerGapTo)
+	if len(from) == 0 || len(to) == 0 {
+		return nil
+	}
+	var g event.Gap
+	var err error
+	if g.From, err = event.ParseCursor(from[0]); err != nil {
+		return nil
+	}
+	if g.To, err = event.ParseCursor(to[0]); err != nil {
+		return nil
+	}
+	return &g
 }
 
 func traceparent(ctx context.Context) string {

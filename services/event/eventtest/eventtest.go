@@ -46,7 +46,10 @@ var promises = []struct {
 	{"filters match namespace, topic and fields", filters},
 	{"a filter that does not parse is refused", badFilter},
 	{"a cursor goes on where it stopped", cursor},
-	{"a cursor of another stream is out of range", foreignCursor},
+	{"a subscription says where it begins", saysWhere},
+	{"a time goes on with what was taken in since", since},
+	{"a subscription begins once", beginsOnce},
+	{"a cursor of another stream is a gap that says where to go on", foreignCursor},
 	{"the end of the context ends a subscription", ends},
 	{"a loop that is left lets go", left},
 	{"a context that has ended publishes nothing", publishEnded},
@@ -384,17 +387,72 @@ func cursor(t *testing.T, b event.Bus) {
 	}
 }
 
+func saysWhere(t *testing.T, b event.Bus) {
+	publish(t, b, numbered("a", 1))
+	var reached []event.Cursor
+	note := func(c event.Cursor) { reached = append(reached, c) }
+	subscribe(t, b, event.SubscribeOptions{Filters: []string{"event.id==nothing"}, Reached: note})
+	if len(reached) != 1 || reached[0].Epoch == "" {
+		t.Fatalf("reached %v before anything happened, want one cursor", reached)
+	}
+	publish(t, b, numbered("a", 2))
+	e := subscribe(t, b, event.SubscribeOptions{After: &reached[0], Reached: note}).take(1)[0]
+	if e.Subject != "a.2" {
+		t.Errorf("what is told past where it began is %s, want a.2", e.Subject)
+	}
+	if reached[1] != reached[0] {
+		t.Errorf("a subscription after %v begins past %v", reached[0], reached[1])
+	}
+}
+
+func since(t *testing.T, b event.Bus) {
+	s := subscribe(t, b, event.SubscribeOptions{})
+	publish(t, b, numbered("a", 1))
+	s.take(1)
+	between := time.Now()
+	publish(t, b, numbered("a", 2), numbered("a", 3))
+	s.take(2)
+	for at, want := range map[time.Time][]string{
+		between:                       {"a.2", "a.3"},
+		between.Add(-1e6 * time.Hour): {"a.1", "a.2", "a.3"},
+		between.Add(time.Hour):        nil,
+	} {
+		last := remove("one", fmt.Sprint("last.", len(want)))
+		again := subscribe(t, b, event.SubscribeOptions{Since: at, Filters: []string{"event.id~=^a", "event.id==" + last.Subject}})
+		publish(t, b, last)
+		want = append(want, last.Subject)
+		if d := cmp.Diff(want, subjects(again.take(len(want)))); d != "" {
+			t.Errorf("since %v from now: -want +got\n%s", at.Sub(between), d)
+		}
+	}
+}
+
+func beginsOnce(t *testing.T, b event.Bus) {
+	_, err := b.Subscribe(t.Context(), event.SubscribeOptions{After: new(event.Cursor), Since: at})
+	wantKind(t, err, errdefs.ErrInvalidArgument)
+}
+
 func foreignCursor(t *testing.T, b event.Bus) {
 	s := subscribe(t, b, event.SubscribeOptions{})
 	publish(t, b, numbered("a", 1))
 	e := s.take(1)[0]
 	for _, c := range []event.Cursor{
 		{Epoch: "another", Sequence: e.Sequence},
+		{Epoch: "odd / \r\n é%", Sequence: e.Sequence},
 		{Epoch: "", Sequence: e.Sequence},
 		{Epoch: e.Epoch, Sequence: e.Sequence + 1_000_000},
 	} {
 		_, err := b.Subscribe(t.Context(), event.SubscribeOptions{After: &c})
 		wantKind(t, err, errdefs.ErrOutOfRange)
+		var gap *event.Gap
+		if !errors.As(err, &gap) || gap.From != c || gap.To.Epoch != e.Epoch {
+			t.Errorf("after %v: %#v, want a gap from there", c, err)
+			continue
+		}
+		oldest := subscribe(t, b, event.SubscribeOptions{After: &gap.To, Filters: []string{"event.id==" + e.Subject}})
+		if got := oldest.take(1)[0]; got.Sequence != e.Sequence {
+			t.Errorf("past the gap after %v event %d is told, want %d", c, got.Sequence, e.Sequence)
+		}
 	}
 }
 

@@ -7,19 +7,20 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/filter"
 )
 
-// Memory is a bus that keeps every event for as long as it lives.
+// Memory is a bus that keeps every event for as long as it lives, or until it is
+// told to forget it.
 type Memory struct {
 	epoch string
 
 	// mu guards the fields below it.
 	mu     sync.Mutex
 	events []event.Event
+	times  []time.Time // when each was taken in
+	gone   uint64      // how many of the oldest are forgotten
 	seen   map[string]bool
 	added  chan struct{} // closed, and made anew, when events grows
 }
@@ -33,8 +34,17 @@ func NewMemory() *Memory {
 
 // Events returns what was published, in order.
 func (m *Memory) Events() []event.Event {
-	events, _ := m.after(0)
-	return events
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.events[:len(m.events):len(m.events)]
+}
+
+// Forget lets what is published by now go, as a bus does that keeps no more
+// than it has place for. Who has not read it has a gap.
+func (m *Memory) Forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.gone = uint64(len(m.events))
 }
 
 // Publish implements event.Publisher.
@@ -54,7 +64,7 @@ func (m *Memory) Publish(ctx context.Context, e event.Event) error {
 	m.seen[e.ID] = true
 	e.Subject = e.About()
 	e.Epoch, e.Sequence = m.epoch, uint64(len(m.events)+1)
-	m.events = append(m.events, e)
+	m.events, m.times = append(m.events, e), append(m.times, time.Now())
 	close(m.added)
 	m.added = make(chan struct{})
 	return nil
@@ -66,18 +76,20 @@ func (m *Memory) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.
 	if err != nil {
 		return nil, err
 	}
-	m.mu.Lock()
-	at := uint64(len(m.events))
-	m.mu.Unlock()
-	if c := o.After; c != nil {
-		if c.Epoch != m.epoch || c.Sequence > at {
-			return nil, fmt.Errorf("cursor %s/%d: %w", c.Epoch, c.Sequence, errdefs.ErrOutOfRange)
-		}
-		at = c.Sequence
+	at, err := m.begin(o)
+	if err != nil {
+		return nil, err
+	}
+	if o.Reached != nil {
+		o.Reached(event.Cursor{Epoch: m.epoch, Sequence: at})
 	}
 	return func(yield func(event.Event, error) bool) {
 		for {
-			events, added := m.after(at)
+			events, added, err := m.after(at)
+			if err != nil {
+				yield(event.Event{}, err)
+				return
+			}
 			for _, e := range events {
 				if ctx.Err() != nil {
 					break
@@ -100,8 +112,37 @@ func (m *Memory) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.
 	}, nil
 }
 
-func (m *Memory) after(sequence uint64) ([]event.Event, <-chan struct{}) {
+// begin returns the sequence past which a subscription begins.
+func (m *Memory) begin(o event.SubscribeOptions) (uint64, error) {
+	if err := o.Check(); err != nil {
+		return 0, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.events[sequence:len(m.events):len(m.events)], m.added
+	at := uint64(len(m.events))
+	switch {
+	case o.After != nil && (o.After.Epoch != m.epoch || o.After.Sequence > at):
+		return 0, &event.Gap{From: *o.After, To: event.Cursor{Epoch: m.epoch, Sequence: m.gone}}
+	case o.After != nil:
+		at = o.After.Sequence
+	case !o.Since.IsZero():
+		for at > m.gone && !m.times[at-1].Before(o.Since) {
+			at--
+		}
+	}
+	return at, m.gapLocked(at)
+}
+
+// gapLocked is an error if the event past a sequence is forgotten.
+func (m *Memory) gapLocked(at uint64) error {
+	if at < m.gone {
+		return &event.Gap{From: event.Cursor{Epoch: m.epoch, Sequence: at}, To: event.Cursor{Epoch: m.epoch, Sequence: m.gone}}
+	}
+	return nil
+}
+
+func (m *Memory) after(sequence uint64) ([]event.Event, <-chan struct{}, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.events[sequence:len(m.events):len(m.events)], m.added, m.gapLocked(sequence)
 }
