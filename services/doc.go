@@ -53,6 +53,7 @@
 //	container  what a container is to be           taskd
 //	task       containers that run                 taskd
 //	runner     a container, seen from beside it    the shim
+//	gate       whether a container may start       plugins; taskd asks
 //	event      what became true, in order          eventbus
 //	fsck       whether what is kept is whole       contentd
 //	backup     records, copied and put back        contentd

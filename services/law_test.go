@@ -19,7 +19,7 @@ import (
 // The nouns, without their wires and promises.
 const nouns = "services/ident services/idmap services/typed services/mount services/label services/filter services/suite " +
 	"services/namespace services/event services/lease services/content services/snapshot services/diff services/activation " +
-	"services/unpack services/image services/container services/task services/runner services/fsck services/backup services/gc "
+	"services/unpack services/image services/container services/task services/runner services/gate services/fsck services/backup services/gc "
 
 // What an engine may know: contracts, the mechanisms of the kit that know no
 // wire, and libraries that are about disks and kernels.
@@ -56,6 +56,7 @@ var law = []struct{ from, may string }{
 	{"services/container", "services/namespace services/label services/filter services/ident services/typed"},
 	{"services/task", "services/namespace services/filter services/ident services/typed services/mount services/container"},
 	{"services/runner", "services/mount services/typed services/task"},
+	{"services/gate", "services/ident"},
 	{"services/gc", "services/lease"},
 
 	// The wire. Only these packages have heard of gRPC, ttrpc or NATS. The
@@ -64,6 +65,7 @@ var law = []struct{ from, may string }{
 	{"services/rpc", "services/namespace services/suite grpc otel metrics"},
 	{"services/rpc/rpctest", "services/rpc grpc"},
 	{"services/event/eventnats", nouns + "nats"},
+	{"services/gate/gatenats", nouns + "nats"},
 	{"services/event/eventrpc", nouns + "services/rpc grpc ttrpc otel"},
 	{"services/task/shimrpc", nouns + "services/mount/mountrpc ttrpc otel status"},
 	{"services/task/shimserve", nouns + "services/mount/mountrpc ttrpc"},

@@ -153,6 +153,9 @@ const codeMessageTooLarge = 10054
 // Close ends the connection.
 func (b *Bus) Close() { b.nc.Close() }
 
+// Conn is for what else goes over the same connection: questions to gates.
+func (b *Bus) Conn() *nats.Conn { return b.nc }
+
 // Publish implements event.Publisher.
 func (b *Bus) Publish(ctx context.Context, e event.Event) error {
 	if err := ctx.Err(); err != nil {
