@@ -83,6 +83,14 @@ type Description struct {
 	Started time.Time
 	Memory  int64 // bytes of resident memory
 	Plugins []Plugin
+	Outbox  *Outbox // nil of a daemon that has none
+}
+
+// An Outbox is the events of a daemon that the bus has not taken yet.
+type Outbox struct {
+	Depth  int       // how many
+	Oldest time.Time // zero if there is none
+	Away   time.Time // since when the bus does not take them; zero if it does
 }
 
 // A Describer is a daemon that is asked about itself.
@@ -144,10 +152,11 @@ var Daemons = []Daemon{
 		Private: []string{"gantry.namespace.v1.Holder"},
 	},
 	{
-		Name:   Eventbus,
-		User:   "gantry-events",
-		Does:   "carries events",
-		Public: []string{"containerd.services.events.v1.Events"},
+		Name:    Eventbus,
+		User:    "gantry-events",
+		Does:    "carries events",
+		Public:  []string{"containerd.services.events.v1.Events"},
+		Private: []string{"gantry.bus.v1.Bus"},
 	},
 	{
 		Name: Gatewayd,

@@ -5,6 +5,7 @@ package suiterpc
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -35,6 +36,9 @@ func (s server) Describe(ctx context.Context, _ *daemonv1.DescribeRequest) (*dae
 		Started: timestamppb.New(d.Started),
 		Memory:  d.Memory,
 	}
+	if o := d.Outbox; o != nil {
+		resp.Outbox = &daemonv1.Outbox{Depth: int64(o.Depth), Oldest: toTime(o.Oldest), Away: toTime(o.Away)}
+	}
 	for _, p := range d.Plugins {
 		resp.Plugins = append(resp.Plugins, toPlugin(p))
 	}
@@ -60,10 +64,28 @@ func (c client) Describe(ctx context.Context) (suite.Description, error) {
 		Started: resp.Started.AsTime(),
 		Memory:  resp.Memory,
 	}
+	if o := resp.Outbox; o != nil {
+		d.Outbox = &suite.Outbox{Depth: int(o.Depth), Oldest: fromTime(o.Oldest), Away: fromTime(o.Away)}
+	}
 	for _, p := range resp.Plugins {
 		d.Plugins = append(d.Plugins, fromPlugin(p))
 	}
 	return d, nil
+}
+
+// toTime leaves a time out that is none.
+func toTime(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func fromTime(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
 }
 
 func toPlugin(p suite.Plugin) *daemonv1.Plugin {

@@ -66,6 +66,7 @@ type DescribeResponse struct {
 	Started       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started,proto3" json:"started,omitempty"`
 	Memory        int64                  `protobuf:"varint,5,opt,name=memory,proto3" json:"memory,omitempty"` // resident, bytes
 	Plugins       []*Plugin              `protobuf:"bytes,6,rep,name=plugins,proto3" json:"plugins,omitempty"`
+	Outbox        *Outbox                `protobuf:"bytes,7,opt,name=outbox,proto3" json:"outbox,omitempty"` // missing if the daemon has none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -142,6 +143,74 @@ func (x *DescribeResponse) GetPlugins() []*Plugin {
 	return nil
 }
 
+func (x *DescribeResponse) GetOutbox() *Outbox {
+	if x != nil {
+		return x.Outbox
+	}
+	return nil
+}
+
+// Outbox is the events that the bus has not taken yet.
+type Outbox struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Depth         int64                  `protobuf:"varint,1,opt,name=depth,proto3" json:"depth,omitempty"`  // events
+	Oldest        *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=oldest,proto3" json:"oldest,omitempty"` // missing if there is none
+	Away          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=away,proto3" json:"away,omitempty"`     // since when the bus does not take them; missing if it does
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outbox) Reset() {
+	*x = Outbox{}
+	mi := &file_gantry_daemon_v1_daemon_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outbox) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outbox) ProtoMessage() {}
+
+func (x *Outbox) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_daemon_v1_daemon_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outbox.ProtoReflect.Descriptor instead.
+func (*Outbox) Descriptor() ([]byte, []int) {
+	return file_gantry_daemon_v1_daemon_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Outbox) GetDepth() int64 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *Outbox) GetOldest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Oldest
+	}
+	return nil
+}
+
+func (x *Outbox) GetAway() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Away
+	}
+	return nil
+}
+
 // Plugin is a part of a daemon as containerd's Introspection service shows it.
 type Plugin struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -158,7 +227,7 @@ type Plugin struct {
 
 func (x *Plugin) Reset() {
 	*x = Plugin{}
-	mi := &file_gantry_daemon_v1_daemon_proto_msgTypes[2]
+	mi := &file_gantry_daemon_v1_daemon_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -170,7 +239,7 @@ func (x *Plugin) String() string {
 func (*Plugin) ProtoMessage() {}
 
 func (x *Plugin) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_daemon_v1_daemon_proto_msgTypes[2]
+	mi := &file_gantry_daemon_v1_daemon_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -183,7 +252,7 @@ func (x *Plugin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plugin.ProtoReflect.Descriptor instead.
 func (*Plugin) Descriptor() ([]byte, []int) {
-	return file_gantry_daemon_v1_daemon_proto_rawDescGZIP(), []int{2}
+	return file_gantry_daemon_v1_daemon_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Plugin) GetType() string {
@@ -240,14 +309,19 @@ var File_gantry_daemon_v1_daemon_proto protoreflect.FileDescriptor
 const file_gantry_daemon_v1_daemon_proto_rawDesc = "" +
 	"\n" +
 	"\x1dgantry/daemon/v1/daemon.proto\x12\x10gantry.daemon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\xd8\x01\n" +
+	"\x0fDescribeRequest\"\x8a\x02\n" +
 	"\x10DescribeResponse\x12\x16\n" +
 	"\x06daemon\x18\x01 \x01(\tR\x06daemon\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x03R\x03pid\x124\n" +
 	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x16\n" +
 	"\x06memory\x18\x05 \x01(\x03R\x06memory\x122\n" +
-	"\aplugins\x18\x06 \x03(\v2\x18.gantry.daemon.v1.PluginR\aplugins\"\x9b\x02\n" +
+	"\aplugins\x18\x06 \x03(\v2\x18.gantry.daemon.v1.PluginR\aplugins\x120\n" +
+	"\x06outbox\x18\a \x01(\v2\x18.gantry.daemon.v1.OutboxR\x06outbox\"\x82\x01\n" +
+	"\x06Outbox\x12\x14\n" +
+	"\x05depth\x18\x01 \x01(\x03R\x05depth\x122\n" +
+	"\x06oldest\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06oldest\x12.\n" +
+	"\x04away\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04away\"\x9b\x02\n" +
 	"\x06Plugin\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x1a\n" +
@@ -274,25 +348,29 @@ func file_gantry_daemon_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_gantry_daemon_v1_daemon_proto_rawDescData
 }
 
-var file_gantry_daemon_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_gantry_daemon_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_gantry_daemon_v1_daemon_proto_goTypes = []any{
 	(*DescribeRequest)(nil),       // 0: gantry.daemon.v1.DescribeRequest
 	(*DescribeResponse)(nil),      // 1: gantry.daemon.v1.DescribeResponse
-	(*Plugin)(nil),                // 2: gantry.daemon.v1.Plugin
-	nil,                           // 3: gantry.daemon.v1.Plugin.ExportsEntry
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(*Outbox)(nil),                // 2: gantry.daemon.v1.Outbox
+	(*Plugin)(nil),                // 3: gantry.daemon.v1.Plugin
+	nil,                           // 4: gantry.daemon.v1.Plugin.ExportsEntry
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
 }
 var file_gantry_daemon_v1_daemon_proto_depIdxs = []int32{
-	4, // 0: gantry.daemon.v1.DescribeResponse.started:type_name -> google.protobuf.Timestamp
-	2, // 1: gantry.daemon.v1.DescribeResponse.plugins:type_name -> gantry.daemon.v1.Plugin
-	3, // 2: gantry.daemon.v1.Plugin.exports:type_name -> gantry.daemon.v1.Plugin.ExportsEntry
-	0, // 3: gantry.daemon.v1.Daemon.Describe:input_type -> gantry.daemon.v1.DescribeRequest
-	1, // 4: gantry.daemon.v1.Daemon.Describe:output_type -> gantry.daemon.v1.DescribeResponse
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	5, // 0: gantry.daemon.v1.DescribeResponse.started:type_name -> google.protobuf.Timestamp
+	3, // 1: gantry.daemon.v1.DescribeResponse.plugins:type_name -> gantry.daemon.v1.Plugin
+	2, // 2: gantry.daemon.v1.DescribeResponse.outbox:type_name -> gantry.daemon.v1.Outbox
+	5, // 3: gantry.daemon.v1.Outbox.oldest:type_name -> google.protobuf.Timestamp
+	5, // 4: gantry.daemon.v1.Outbox.away:type_name -> google.protobuf.Timestamp
+	4, // 5: gantry.daemon.v1.Plugin.exports:type_name -> gantry.daemon.v1.Plugin.ExportsEntry
+	0, // 6: gantry.daemon.v1.Daemon.Describe:input_type -> gantry.daemon.v1.DescribeRequest
+	1, // 7: gantry.daemon.v1.Daemon.Describe:output_type -> gantry.daemon.v1.DescribeResponse
+	7, // [7:8] is the sub-list for method output_type
+	6, // [6:7] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_gantry_daemon_v1_daemon_proto_init() }
@@ -306,7 +384,7 @@ func file_gantry_daemon_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_daemon_v1_daemon_proto_rawDesc), len(file_gantry_daemon_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
