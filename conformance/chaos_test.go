@@ -1,0 +1,415 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/services/event"
+)
+
+const (
+	chaosTime = "CHAOS_TIME" // how long daemons are killed
+	chaosSeed = "CHAOS_SEED" // of what is killed when, and of what containers do
+
+	chaosNamespace = "default"
+	chaosWorkers   = 3
+
+	// drainTime is how long the suite has to tell everything once nobody kills
+	// it any more.
+	drainTime = time.Minute
+)
+
+// TestChaosLosesNoEvent runs containers while daemons are killed -9 at random,
+// all six of them, every second or two. Each durable subscriber is told of each
+// container's creation, start, exit and deletion, in order and with the right
+// exit status; no id has two contents; and all see one order.
+func TestChaosLosesNoEvent(t *testing.T) {
+	length, seed := 12*time.Second, uint64(20261121)
+	if v := os.Getenv(chaosTime); v != "" {
+		var err error
+		if length, err = time.ParseDuration(v); err != nil {
+			t.Fatalf("%s: %v", chaosTime, err)
+		}
+		seed = uint64(time.Now().UnixNano())
+	}
+	if v := os.Getenv(chaosSeed); v != "" {
+		var err error
+		if seed, err = strconv.ParseUint(v, 10, 64); err != nil {
+			t.Fatalf("%s: %v", chaosSeed, err)
+		}
+	}
+	s := startSuite(t)
+	t.Logf("%s=%d %s=%v", chaosSeed, seed, chaosTime, length)
+	image := s.importDemo()
+	c, err := client.Dial(s.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	chaos := &chaos{suite: s, client: c, image: image, lives: make(map[string]*life)}
+	t.Cleanup(chaos.removeLeft)
+
+	watchers := chaos.subscribe()
+	ctx, cancel := context.WithTimeout(t.Context(), length)
+	defer cancel()
+	var working sync.WaitGroup
+	for w := range chaosWorkers {
+		working.Go(func() { chaos.work(ctx, w, rand.New(rand.NewPCG(seed, uint64(w)))) })
+	}
+	kills := chaos.kill(ctx, rand.New(rand.NewPCG(seed, chaosWorkers)), watchers)
+	working.Wait()
+
+	for _, w := range watchers {
+		s.eventuallyTold(w, func(told []told) error { return chaos.check(told) })
+	}
+	chaos.checkOrder(watchers)
+	ended, failed := chaos.outcome()
+	t.Logf("%d containers, %d calls failed; kills: %v", ended, len(failed), kills)
+	for _, err := range failed[:min(len(failed), 20)] {
+		t.Logf("a call failed: %v", err)
+	}
+	for _, w := range watchers {
+		all, _ := w.told()
+		t.Logf("%s was told %d events", w.name(), len(all))
+	}
+	if ended == 0 {
+		t.Error("no container was run")
+	}
+}
+
+// chaos is a suite under attack.
+type chaos struct {
+	*suite
+	client *client.Client
+	image  string
+
+	mu     sync.Mutex
+	lives  map[string]*life // guarded by mu
+	failed []error          // guarded by mu
+}
+
+// A life is what a worker knows of its container. What was acknowledged must
+// be told; what was tried may be.
+type life struct {
+	status uint32 // what it exits with
+	acked  int    // steps of lifeTopics that are done
+	done   bool   // all of them are
+}
+
+// lifeTopics are what is told of a container: of its record by taskd, of its
+// task by the shim, each in this order.
+var lifeTopics = []string{
+	"/containers/create", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete", "/containers/delete",
+}
+
+// work runs one container after the other until ctx ends. It is a patient
+// client: what fails is tried again until it is done.
+func (c *chaos) work(ctx context.Context, worker int, random *rand.Rand) {
+	for n := 1; ctx.Err() == nil; n++ {
+		id, status := fmt.Sprintf("w%d-%d", worker, n), uint32(random.IntN(4)*random.IntN(85))
+		script := fmt.Sprintf("sleep 0.%d; exit %d", random.IntN(4), status)
+		c.live(id, status, client.Program{Args: []string{"/bin/sh", "-c", script}})
+	}
+}
+
+func (c *chaos) live(id string, status uint32, program client.Program) {
+	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
+	defer cancel()
+	l := &life{status: status}
+	c.mu.Lock()
+	c.lives[id] = l
+	c.mu.Unlock()
+	ns := c.client.In(chaosNamespace)
+	k, err := ns.Create(ctx, client.CreateOptions{ID: id, Image: c.image, Program: program})
+	if err != nil {
+		c.fail(id, "create", err)
+		return
+	}
+	c.acked(l, 1)
+	p, err := k.Start(ctx, client.Streams{})
+	if err != nil {
+		c.fail(id, "start", err)
+		c.removed(ctx, k, id, false)
+		return
+	}
+	c.acked(l, 3)
+	exit, err := p.Wait(ctx)
+	switch {
+	case err != nil:
+		c.fail(id, "wait", err)
+	case exit.Status != status:
+		c.t.Errorf("%s: the client was told status %d, want %d", id, exit.Status, status)
+	default:
+		c.acked(l, 4)
+	}
+	if err := p.Delete(ctx); err != nil {
+		c.fail(id, "delete task", err)
+		c.removed(ctx, k, id, true)
+		return
+	}
+	c.acked(l, 5)
+	if c.removed(ctx, k, id, false) {
+		c.mu.Lock()
+		l.acked, l.done = len(lifeTopics), true
+		c.mu.Unlock()
+	}
+}
+
+func (c *chaos) removed(ctx context.Context, k *client.Container, id string, force bool) bool {
+	err := k.Delete(ctx, force)
+	if err != nil {
+		c.fail(id, "delete", err)
+	}
+	return err == nil
+}
+
+func (c *chaos) acked(l *life, steps int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l.acked = steps
+}
+
+func (c *chaos) fail(id, what string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failed = append(c.failed, fmt.Errorf("%s: %s: %w", id, what, err))
+}
+
+func (c *chaos) outcome() (ended int, failed []error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.lives {
+		if l.done {
+			ended++
+		}
+	}
+	return ended, c.failed
+}
+
+// removeLeft removes the containers of calls that failed.
+func (c *chaos) removeLeft() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.t.Context()), time.Minute)
+	defer cancel()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, l := range c.lives {
+		if l.done {
+			continue
+		}
+		if k, err := c.client.In(chaosNamespace).Container(ctx, id); err == nil {
+			if err := k.Delete(ctx, true); err != nil {
+				c.t.Logf("remove %s: %v", id, err)
+			}
+		}
+	}
+}
+
+// kill kills daemons, and the subscriber that is a process, until ctx ends. It
+// returns how often each died.
+func (c *chaos) kill(ctx context.Context, random *rand.Rand, watchers []watcher) map[string]int {
+	// The bus and who tells it of tasks are what most depends on.
+	victims := []string{"eventbus", "taskd", "eventbus", "taskd", "contentd", "snapshotd", "imaged", "gatewayd", "subscriber"}
+	kills := make(map[string]int)
+	for {
+		pause := time.Duration(500+random.IntN(1500)) * time.Millisecond
+		victim := victims[random.IntN(len(victims))]
+		select {
+		case <-ctx.Done():
+			return kills
+		case <-time.After(pause):
+		}
+		if victim == "subscriber" {
+			for _, w := range watchers {
+				if p, ok := w.(*childWatcher); ok {
+					p.restart()
+				}
+			}
+		} else if pid := c.pid(victim); pid == 0 || syscall.Kill(pid, syscall.SIGKILL) != nil {
+			continue // it is starting
+		}
+		kills[victim]++
+	}
+}
+
+// pid returns the process of a daemon, and 0 if it has none now.
+func (c *chaos) pid(daemon string) int {
+	for _, pid := range processesOf(filepath.Join(c.state, "config")) {
+		if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(b), "/"+daemon+".toml") {
+			return pid
+		}
+	}
+	return 0
+}
+
+// errMissing is what may still come.
+var errMissing = errors.New("is not told")
+
+// check says what of what one subscriber was told is wrong, or missing yet.
+func (c *chaos) check(all []told) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	type step struct{ id, topic string }
+	first := make(map[step]int) // place of a step's event among the subscriber's
+	ids := make(map[string]string)
+	content := make(map[string]told)
+	place := make(map[string]uint64)
+	for i, e := range all {
+		if old, ok := content[e.ID]; ok && old.hash() != e.hash() {
+			return fmt.Errorf("id %s has two contents:\n%+v\n%+v", e.ID, old, e)
+		}
+		if old, ok := place[e.Epoch+e.ID]; ok && old != e.Sequence {
+			return fmt.Errorf("id %s is at %d and at %d of the stream", e.ID, old, e.Sequence)
+		}
+		place[e.Epoch+e.ID] = e.Sequence
+		content[e.ID] = e
+		if e.Namespace != chaosNamespace || c.lives[e.Subject] == nil {
+			continue
+		}
+		s := step{e.Subject, e.Topic}
+		if id := ids[e.Subject+e.Topic]; id != "" && id != e.ID {
+			return fmt.Errorf("%s %s is told as %s and as %s", e.Topic, e.Subject, id, e.ID)
+		}
+		ids[e.Subject+e.Topic] = e.ID
+		if _, ok := first[s]; !ok {
+			first[s] = i
+		}
+	}
+	var missing error
+	for id, l := range c.lives {
+		last := make(map[string]int) // by who tells
+		for n, topic := range lifeTopics {
+			i, ok := first[step{id, topic}]
+			teller := strings.Split(topic, "/")[1]
+			switch {
+			case !ok && n < l.acked:
+				missing = fmt.Errorf("%s: %s %w", id, topic, errMissing)
+				continue
+			case !ok:
+				continue
+			case i < last[teller]:
+				return fmt.Errorf("%s: %s is told too early", id, topic)
+			}
+			last[teller] = i
+			ends := topic == "/tasks/exit" || topic == "/tasks/delete"
+			if got := all[i].Status; ends && l.done && got != l.status {
+				return fmt.Errorf("%s: %s says status %d, want %d", id, topic, got, l.status)
+			}
+		}
+	}
+	return missing
+}
+
+// checkOrder holds that all were told the same in the same order, without a
+// hole.
+func (c *chaos) checkOrder(watchers []watcher) {
+	type place struct {
+		epoch    string
+		sequence uint64
+	}
+	at := make(map[place]string)
+	for _, w := range watchers {
+		all, _ := w.told()
+		var last told
+		for _, e := range all {
+			p := place{e.Epoch, e.Sequence}
+			if id, ok := at[p]; ok && id != e.ID {
+				c.t.Errorf("%s: %v is %s, and %s to others", w.name(), p, e.ID, id)
+			}
+			at[p] = e.ID
+			// What was told already may be told again, not what is later.
+			if last.Epoch == e.Epoch && e.Sequence > last.Sequence+1 {
+				c.t.Errorf("%s: after %d comes %d", w.name(), last.Sequence, e.Sequence)
+			}
+			if last.Epoch == e.Epoch && e.Sequence < last.Sequence && !w.mayRepeat() {
+				c.t.Errorf("%s: %d comes after %d", w.name(), e.Sequence, last.Sequence)
+			}
+			if last.Epoch != "" && last.Epoch != e.Epoch {
+				c.t.Errorf("%s: the stream %s became %s", w.name(), last.Epoch, e.Epoch)
+			}
+			last = e
+		}
+	}
+}
+
+// eventuallyTold waits until what a subscriber was told passes, and says all
+// that is known of the container that keeps it from that.
+func (s *suite) eventuallyTold(w watcher, check func([]told) error) {
+	s.t.Helper()
+	for deadline := time.Now().Add(drainTime); ; {
+		all, err := w.told()
+		if err == nil {
+			err = check(all)
+		}
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, errMissing) || time.Now().After(deadline) {
+			s.t.Errorf("%s: %v", w.name(), err)
+			id, _, _ := strings.Cut(err.Error(), ":")
+			s.explain(w, id, all)
+			return
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+}
+
+// explain says what a subscriber was told of a container, and what the daemons
+// logged of it.
+func (s *suite) explain(w watcher, id string, all []told) {
+	s.t.Helper()
+	for _, e := range all {
+		if e.Subject == id {
+			s.t.Logf("%s was told %d %s: %s %.200s", w.name(), e.Sequence, e.ID, e.Topic, e.Content)
+		}
+	}
+	for line := range strings.Lines(s.log.String()) {
+		if strings.Contains(line, `"`+id+`"`) || strings.Contains(line, "ended (") {
+			s.t.Logf("%.400s", strings.TrimSpace(line))
+		}
+	}
+}
+
+// subscribe starts the subscribers and returns when each is told what happens.
+func (c *chaos) subscribe() []watcher {
+	c.t.Helper()
+	watchers := []watcher{
+		c.watch("gRPC", c.client.Events),
+		c.watch("NATS", c.dialNATS(filepath.Join(c.state, "nats.sock"))),
+		c.watchInChild(),
+	}
+	for _, w := range watchers {
+		c.eventually(20*time.Second, w.name()+" is told something", func() error {
+			if err := c.client.Events.Publish(c.t.Context(), event.New(chaosNamespace, time.Now(), event.ContainerDelete{ID: "begin"})); err != nil {
+				return err
+			}
+			all, err := w.told()
+			if err == nil && len(all) == 0 {
+				err = errors.New("nothing yet")
+			}
+			return err
+		})
+	}
+	return watchers
+}
+
+// childEnv is what a child process needs of the test's environment.
+func childEnv(kv ...string) []string { return append(os.Environ(), kv...) }
+
+// testChild runs a test of this binary in a process of its own.
+func testChild(test string, env ...string) *exec.Cmd {
+	c := exec.Command(os.Args[0], "-test.run=^"+test+"$")
+	c.Env = childEnv(env...)
+	return c
+}
