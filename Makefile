@@ -7,10 +7,11 @@ FUZZ    ?= 30s
 FUZZED  ?= .
 KILLS   ?= 500
 CYCLES  ?= 1000
+CHAOS   ?= 20m
 DEPS    ?= runc debootstrap umoci mkfs.btrfs:btrfs-progs mkfs.erofs:erofs-utils
 LOUDLY  := [ "$$(id -u)" = 0 ] || printf '\n*** NOT ROOT: what mounts, runs containers or starts the suite is not tested. Run make test as root. ***\n\n' >&2
 
-.PHONY: all run test build image deps race lint law fuzz crash kills cycles sim bench proto install clean help
+.PHONY: all run test build image deps race lint law fuzz crash kills chaos cycles sim bench proto install clean help
 all: build lint law test ## what CI runs on a change
 run: DEPS = runc
 run: deps build image    ## see it at work: a suite in a scratch place, a container, its events
@@ -44,6 +45,8 @@ crash:                   ## the tests that kill and cut the power, twenty times
 	go test -count=20 -run 'PowerLoss|Crash|Kill' ./...
 kills:                   ## contentd is killed KILLS=500 times under its clients
 	CONTENTD_TEST_KILLS=$(KILLS) go test -count=1 -v -timeout 1h -run TestKillLosesNothing ./contentd
+chaos: build image       ## every daemon is killed at random for CHAOS=20m, and no event is lost; as root
+	cd conformance && CHAOS_TIME=$(CHAOS) go test -count=1 -v -timeout 3h -run 'TestChaosLosesNoEvent$$' .
 cycles:                  ## snapshots are made and removed CYCLES=1000 times, and nothing grows
 	SNAPSHOTD_TEST_CYCLES=$(CYCLES) go test -count=1 -v -timeout 1h -run TestNothingGrows ./snapshotd
 sim:                     ## a thousand simulations of the collector beside its writers; as root
