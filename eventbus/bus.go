@@ -41,7 +41,7 @@ type Bus struct {
 	cfg    Config
 	log    *slog.Logger
 	lock   *os.File
-	roles  roles
+	roles  *roles
 	server *server.Server
 	stream *eventnats.Bus
 	epoch  string
@@ -62,9 +62,10 @@ func Open(cfg Config, needs Needs) (_ *Bus, err error) {
 			b.Close()
 		}
 	}()
-	b.roles = newRoles(cfg)
-	b.server, err = server.NewServer(b.options())
-	if err != nil {
+	if b.roles, err = newRoles(cfg, b.log); err != nil {
+		return nil, err
+	}
+	if b.server, err = b.newServer(); err != nil {
 		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
 	}
 	b.server.SetLoggerV2(&logger{log: b.log}, false, false, false)
@@ -72,7 +73,7 @@ func Open(cfg Config, needs Needs) (_ *Bus, err error) {
 	if !b.server.ReadyForConnections(openTime) || !b.server.JetStreamEnabled() {
 		return nil, fmt.Errorf("event stream %s did not open: %w", cfg.Root, errdefs.ErrInternal)
 	}
-	if b.stream, err = eventnats.In(b.server, roleBus, b.roles.secrets[roleBus]); err != nil {
+	if b.stream, err = eventnats.In(b.server, roleBus, b.roles.byName[roleBus].secret); err != nil {
 		return nil, err
 	}
 	if err := b.makeStream(); err != nil {
@@ -81,8 +82,11 @@ func Open(cfg Config, needs Needs) (_ *Bus, err error) {
 	return b, nil
 }
 
-func (b *Bus) options() *server.Options {
-	return &server.Options{
+func (b *Bus) newServer() (*server.Server, error) {
+	if err := moveStream(b.cfg.Root); err != nil {
+		return nil, err
+	}
+	o := &server.Options{
 		ServerName:      "gantry",
 		DontListen:      true,
 		NoSigs:          true, // signals belong to main
@@ -90,7 +94,7 @@ func (b *Bus) options() *server.Options {
 
 		CustomClientAuthentication: b.roles,
 
-		MaxConn:            connectionsMax + 8,
+		MaxConn:            connectionsMax + len(b.cfg.Plugins)*pluginConnections + 8,
 		MaxPayload:         messageMax,
 		MaxPending:         pendingMax,
 		JetStream:          true,
@@ -99,6 +103,18 @@ func (b *Bus) options() *server.Options {
 		JetStreamMaxMemory: memoryMax,
 		JetStreamMaxStore:  2*b.cfg.retainBytes() + 64<<20,
 	}
+	config, err := accounts(b.cfg.Plugins)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.ProcessConfigString(config); err != nil {
+		return nil, err
+	}
+	s, err := server.NewServer(o)
+	if err != nil {
+		return nil, err
+	}
+	return s, b.roles.in(s)
 }
 
 // lockRoot makes the directory and keeps others out of it.

@@ -126,7 +126,7 @@ func TestConfigReportsEveryMistake(t *testing.T) {
 	if err := eventbus.Default().Check(); err != nil {
 		t.Errorf("Default: %v", err)
 	}
-	err := eventbus.Config{Root: "x", Plugins: []string{"$JS.>"}}.Check()
+	err := eventbus.Config{Root: "x", Plugins: []eventbus.Plugin{{Name: "p", User: "p", Subscribe: []string{"$JS.>"}}}}.Check()
 	for _, want := range []string{"root", "retain_hours", "retain_mib", "plugins"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Check: %v does not name %s", err, want)

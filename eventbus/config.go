@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -13,7 +12,7 @@ type Config struct {
 	Root        string   `toml:"root"`         // directory of the stream
 	RetainHours int      `toml:"retain_hours"` // events older than this go
 	RetainMiB   int      `toml:"retain_mib"`   // the oldest events go when all are larger
-	Plugins     []string `toml:"plugins"`      // subjects that a peer that is no daemon may subscribe to
+	Plugins     []Plugin `toml:"plugins"`      // who else may follow events
 }
 
 // Default is the config of a node that runs the suite under systemd.
@@ -22,7 +21,7 @@ func Default() Config {
 		Root:        "/var/lib/gantry/eventbus",
 		RetainHours: 72,
 		RetainMiB:   64,
-		Plugins:     []string{"gantry.v1.>"},
+		Plugins:     []Plugin{{Name: "dnsd", User: "gantry-dns", Subscribe: []string{"gantry.v1.*.containers.>", "gantry.v1.*.tasks.>"}}},
 	}
 }
 
@@ -44,11 +43,7 @@ func (c Config) Check() error {
 	if c.RetainMiB < retainMiBMin || c.RetainMiB > retainMiBMax {
 		errs = append(errs, fmt.Errorf("retain_mib: %d is not from %d to %d", c.RetainMiB, retainMiBMin, retainMiBMax))
 	}
-	for _, s := range c.Plugins {
-		if !strings.HasPrefix(s, "gantry.v1.") || strings.ContainsAny(s, " \t\r\n") {
-			errs = append(errs, fmt.Errorf("plugins: %q is not a subject of events (gantry.v1.…)", s))
-		}
-	}
+	errs = append(errs, checkPlugins(c.Plugins))
 	return errors.Join(errs...)
 }
 

@@ -222,8 +222,8 @@ func TestFromTheOutboxToTheSubscriber(t *testing.T) {
 	}
 }
 
-// TestAPeerOfNoRoleMayOnlyListen is a process of another user.
-func TestAPeerOfNoRoleMayOnlyListen(t *testing.T) {
+// TestAPluginOfAnotherUserMayOnlyListen is a process of another user.
+func TestAPluginOfAnotherUserMayOnlyListen(t *testing.T) {
 	if socket := os.Getenv(childPlugin); socket != "" {
 		listen(t, socket)
 		return
@@ -248,8 +248,10 @@ func TestAPeerOfNoRoleMayOnlyListen(t *testing.T) {
 	if err := os.WriteFile(path, program, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	b := openAt(t, config(t), filepath.Join(dir, "nats.sock"))
-	c := exec.Command(path, "-test.run=^TestAPeerOfNoRoleMayOnlyListen$")
+	cfg := config(t)
+	cfg.Plugins = []eventbus.Plugin{{Name: "p", User: "65534", Subscribe: []string{"gantry.v1.*.*.>"}}}
+	b := openAt(t, cfg, filepath.Join(dir, "nats.sock"))
+	c := exec.Command(path, "-test.run=^TestAPluginOfAnotherUserMayOnlyListen$")
 	c.Dir = dir
 	c.Env = []string{childPlugin + "=" + b.socket}
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -291,7 +293,7 @@ func (b running) last(t *testing.T) event.Event {
 func listen(t *testing.T, socket string) {
 	refused := make(chan error, 16)
 	nc := plugin(t, socket, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }))
-	sub, err := nc.SubscribeSync("gantry.v1.>")
+	sub, err := nc.SubscribeSync("gantry.v1.*.*.>")
 	if err != nil {
 		t.Fatal(err)
 	}

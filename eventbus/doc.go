@@ -5,11 +5,19 @@
 // only on TCP, and a node's events must not leave the node. [Bus.ServeNATS]
 // accepts on a socket that the caller made and hands each connection to the
 // server through its in-process door, with the name and the secret of the role
-// that the peer's uid has.
+// that the peer's uid has. A uid without a role is closed at once.
+//
+// Daemons, root and the bus itself are in one account of the server, the node's,
+// with the stream. Each plugin has an account of its own, without JetStream. Into
+// it come the subjects that the config grants, and nothing else; out of it go its
+// requests to read the past, which the bus sees as gantry.bus.v1.read.<plugin>,
+// and its answers to the gates that it was granted. So whatever subject a plugin
+// makes up, also as the place for an answer, ends in its own account.
 //
 // # On disk
 //
-//	<root>/jetstream/    the server's own store: the stream EVENTS
+//	<root>/jetstream/    the server's own store: the stream EVENTS of the
+//	                     account GANTRY
 //	<root>/lock          held while the bus is open
 //
 // The stream's metadata has its epoch, made when the stream was.
@@ -31,7 +39,9 @@
 // 1 MiB. Identical ids collapse within an hour. The window: 1,024 events or 4
 // MiB; a subscriber that is further behind reads the stream again, 256 events at
 // a time, and one whose next event is no longer kept is told so and ended.
-// Connections: 1,024; one more is closed.
+// Connections: 1,024, and 32 of each plugin; one more is closed. A plugin's have
+// 256 subscriptions each and say at most 64 KiB at once. There are at most 64
+// plugins.
 //
 // # Events
 //

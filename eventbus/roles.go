@@ -3,22 +3,26 @@ package eventbus
 import (
 	"crypto/rand"
 	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"os/user"
 	"strconv"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/gantryd/gantry/services/event/eventnats"
 	"github.com/gantryd/gantry/services/suite"
 )
 
-// The roles of connections, besides a role per daemon under its name.
+// The roles of connections, besides one per daemon under its name and one per
+// plugin.
 const (
 	roleBus      = "bus"      // ourselves: everything
 	roleOperator = "operator" // root, and our own user
-	rolePlugin   = "plugin"   // whoever else the socket lets in
 )
 
 // nouns are what each daemon tells of: the first part of its topics.
@@ -29,78 +33,125 @@ var nouns = map[string][]string{
 	suite.Taskd:     {"containers", "tasks", "sandboxes"},
 }
 
-// roles say what a peer may do. A role's secret is known to this process only:
-// it is put into the peer's greeting on its way to the server.
-type roles struct {
-	byUID   map[uint32]string
-	secrets map[string]string
-	plugins []string
+// A role is what a connection may do.
+type role struct {
+	name    string
+	account string
+	may     *server.Permissions // nil is everything
+	free    chan struct{}       // holds one for each connection there is
+
+	// secret is known to this process only: it is put into the peer's
+	// greeting on its way to the server.
+	secret string
+
+	in *server.Account // that of the running server
 }
 
-func newRoles(cfg Config) roles {
-	r := roles{byUID: make(map[uint32]string), secrets: make(map[string]string), plugins: cfg.Plugins}
-	for _, name := range []string{roleBus, roleOperator, rolePlugin} {
-		r.secrets[name] = rand.Text()
-	}
+// roles say who is what.
+type roles struct {
+	byName map[string]*role
+	byUID  map[uint32]*role
+}
+
+// newRoles finds out which uids have a role. One that has none is nobody.
+func newRoles(cfg Config, log *slog.Logger) (*roles, error) {
+	r := &roles{byName: make(map[string]*role), byUID: make(map[uint32]*role)}
+	shared := make(chan struct{}, connectionsMax)
+	r.add(role{name: roleBus, account: accountNode, free: shared})
+	operator := r.add(role{name: roleOperator, account: accountNode, free: shared, may: operatorMay()})
 	for _, d := range suite.Daemons {
-		r.secrets[d.Name] = rand.Text()
-		if u, err := user.Lookup(d.User); err == nil {
-			if uid, err := strconv.ParseUint(u.Uid, 10, 32); err == nil {
-				r.byUID[uint32(uid)] = d.Name
-			}
+		own := r.add(role{name: d.Name, account: accountNode, free: shared, may: daemonMay(d.Name)})
+		if uid, err := uidOf(d.User); err == nil {
+			r.byUID[uid] = own
 		}
 	}
-	r.byUID[0] = roleOperator
-	r.byUID[uint32(os.Geteuid())] = roleOperator
-	return r
+	r.byUID[0] = operator
+	r.byUID[uint32(os.Geteuid())] = operator
+	for _, p := range cfg.Plugins {
+		own := r.add(role{
+			name: p.account(), account: p.account(), may: p.permissions(),
+			free: make(chan struct{}, pluginConnections),
+		})
+		uid, err := uidOf(p.User)
+		if err != nil {
+			log.Info("a plugin cannot connect until its user is there and the bus starts again", "plugin", p.Name, "user", p.User, "err", err)
+			continue
+		}
+		if other, ok := r.byUID[uid]; ok {
+			return nil, fmt.Errorf("plugin %s: user %s is %s already: %w", p.Name, p.User, other.name, errdefs.ErrInvalidArgument)
+		}
+		r.byUID[uid] = own
+	}
+	return r, nil
 }
 
-func (r roles) of(uid uint32) string {
-	if name, ok := r.byUID[uid]; ok {
-		return name
+func (r *roles) add(own role) *role {
+	own.secret = rand.Text()
+	r.byName[own.name] = &own
+	return &own
+}
+
+// uidOf returns the uid of a user, by name or number.
+func uidOf(name string) (uint32, error) {
+	uid, err := strconv.ParseUint(name, 10, 32)
+	if err == nil {
+		return uint32(uid), nil
 	}
-	return rolePlugin
+	u, err := user.Lookup(name)
+	if err != nil {
+		return 0, err
+	}
+	uid, err = strconv.ParseUint(u.Uid, 10, 32)
+	return uint32(uid), err
+}
+
+// in finds the accounts of the roles in the server.
+func (r *roles) in(s *server.Server) error {
+	var errs []error
+	for _, own := range r.byName {
+		var err error
+		own.in, err = s.LookupAccount(own.account)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // Check lets a connection in under the role whose secret it has. It implements
 // the server's interface for that.
-func (r roles) Check(c server.ClientAuthentication) bool {
-	role, given := c.GetOpts().Username, c.GetOpts().Password
-	secret, ok := r.secrets[role]
-	if !ok || subtle.ConstantTimeCompare([]byte(given), []byte(secret)) == 0 {
+func (r *roles) Check(c server.ClientAuthentication) bool {
+	own, ok := r.byName[c.GetOpts().Username]
+	if !ok || own.in == nil || subtle.ConstantTimeCompare([]byte(c.GetOpts().Password), []byte(own.secret)) == 0 {
 		return false
 	}
-	c.RegisterUser(&server.User{Username: role, Permissions: r.permissions(role)})
+	// The account may refuse it, without a word to us. It has the permissions
+	// by then.
+	c.RegisterUser(&server.User{Username: own.name, Permissions: own.may})
+	c.RegisterUser(&server.User{Username: own.name, Permissions: own.may, Account: own.in})
 	return true
 }
 
-// permissions are what a role may publish and subscribe to.
-func (r roles) permissions(role string) *server.Permissions {
-	switch role {
-	case roleBus:
-		return nil
-	case roleOperator:
-		return &server.Permissions{
-			Publish: &server.SubjectPermission{Allow: []string{
-				"gantry.v1.>",
-				"$JS.API.INFO", "$JS.API.STREAM.INFO." + eventnats.Stream,
-				// Consumers that end with their reader. One could write
-				// elsewhere by them, as root can anyway.
-				"$JS.API.CONSUMER.*." + eventnats.Stream + ".>", "$JS.API.CONSUMER.MSG.NEXT." + eventnats.Stream + ".>",
-				"$JS.API.DIRECT.GET." + eventnats.Stream, "$JS.FC.>",
-			}},
-			Subscribe: allowed([]string{"gantry.v1.>", "_INBOX.>"}),
-			Response:  &server.ResponsePermission{MaxMsgs: 1, Expires: time.Minute},
-		}
-	case rolePlugin:
-		return &server.Permissions{Publish: allowed(nil), Subscribe: allowed(r.plugins)}
+func operatorMay() *server.Permissions {
+	return &server.Permissions{
+		Publish: &server.SubjectPermission{Allow: []string{
+			"gantry.v1.>", subjectRead,
+			"$JS.API.INFO", "$JS.API.STREAM.INFO." + eventnats.Stream,
+			// Consumers that end with their reader. One could write
+			// elsewhere by them, as root can anyway.
+			"$JS.API.CONSUMER.*." + eventnats.Stream + ".>", "$JS.API.CONSUMER.MSG.NEXT." + eventnats.Stream + ".>",
+			"$JS.API.DIRECT.GET." + eventnats.Stream, "$JS.FC.>",
+		}},
+		Subscribe: allowed([]string{"gantry.v1.>", inboxes}),
+		Response:  &server.ResponsePermission{MaxMsgs: 1, Expires: time.Minute},
 	}
+}
+
+func daemonMay(name string) *server.Permissions {
 	var publish []string
-	for _, noun := range nouns[role] {
+	for _, noun := range nouns[name] {
 		publish = append(publish, "gantry.v1.*."+noun+".>")
 	}
 	// What it subscribes to is the acknowledgements.
-	return &server.Permissions{Publish: allowed(publish), Subscribe: allowed([]string{"_INBOX.>"})}
+	return &server.Permissions{Publish: allowed(publish), Subscribe: allowed([]string{inboxes})}
 }
 
 // allowed allows the subjects and nothing else; an empty list of the server's

@@ -19,18 +19,35 @@ import (
 	"github.com/gantryd/gantry/services/suite"
 )
 
+// rolePlugin is that of a plugin of the default config.
+const rolePlugin = "plugin.dnsd"
+
 // openAs opens a bus to which this process is somebody in a role.
 func openAs(t *testing.T, role string) (socket string, b *Bus) {
 	t.Helper()
-	cfg := Default()
+	return openWith(t, Default(), func(b *Bus) { b.roles.byUID[uint32(os.Geteuid())] = b.roles.byName[role] })
+}
+
+// openWith opens a bus and serves NATS on a socket for everybody.
+func openWith(t *testing.T, cfg Config, prepare func(*Bus)) (socket string, b *Bus) {
+	t.Helper()
 	cfg.Root = filepath.Join(t.TempDir(), "eventbus")
 	b, err := Open(cfg, Needs{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.roles.byUID[uint32(os.Geteuid())] = role
-	socket = filepath.Join(t.TempDir(), "nats.sock")
+	prepare(b)
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	socket = filepath.Join(dir, "nats.sock")
 	lis, err := net.Listen("unix", socket)
+	if err == nil {
+		err = os.Chmod(socket, 0o666)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,8 +79,10 @@ type client struct {
 func connect(t *testing.T, socket string, o ...nats.Option) client {
 	t.Helper()
 	c := client{refused: make(chan error, 16)}
-	nc, err := nats.Connect("nats://gantry", append(o, nats.SetCustomDialer(dialer(socket)),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.refused <- err }))...)
+	nc, err := nats.Connect("nats://gantry", append([]nats.Option{
+		nats.SetCustomDialer(dialer(socket)),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.refused <- err }),
+	}, o...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +126,7 @@ func TestRolesMayDoNoMoreThanTheirs(t *testing.T) {
 		publish   []string
 		subscribe []string
 	}{
-		{rolePlugin, nil, []string{"gantry.v1.>", "gantry.v1.*.tasks.>"}},
+		{rolePlugin, []string{"gantry.bus.v1.read"}, []string{"gantry.v1.one.tasks.*", "gantry.v1.*.tasks.>", "_INBOX.x"}},
 		{suite.Contentd, []string{"gantry.v1.one.content.create"}, []string{"_INBOX.x"}},
 		{suite.Imaged, []string{"gantry.v1.one.images.create", "gantry.v1.one.namespaces.delete"}, []string{"_INBOX.x"}},
 		{suite.Taskd, []string{"gantry.v1.a%2Eb.tasks.exit", "gantry.v1.one.containers.create"}, []string{"_INBOX.x"}},
@@ -133,6 +152,7 @@ func TestRolesMayDoNoMoreThanTheirs(t *testing.T) {
 				"$JS.API.STREAM.INFO.EVENTS", "$JS.API.STREAM.CREATE.MINE", "$JS.API.STREAM.DELETE.EVENTS", "$JS.API.STREAM.PURGE.EVENTS",
 				"$JS.API.STREAM.UPDATE.EVENTS", "$JS.API.STREAM.MSG.DELETE.EVENTS", "$JS.API.CONSUMER.CREATE.EVENTS.x",
 				"$JS.API.CONSUMER.MSG.NEXT.EVENTS.x", "$SYS.REQ.SERVER.PING", "_INBOX.other", "anything",
+				"gantry.bus.v1.read.dnsd", "gantry.bus.v1.other",
 			} {
 				if c.role == roleOperator && (strings.HasPrefix(s, "gantry.v1.") || strings.HasPrefix(s, "$JS.API.CONSUMER.") || strings.HasPrefix(s, "$JS.API.STREAM.INFO")) ||
 					strings.Contains(strings.Join(c.publish, " ")+" ", s+" ") || c.role == suite.Taskd && s == "gantry.v1.one.tasks.exit" {
@@ -145,7 +165,7 @@ func TestRolesMayDoNoMoreThanTheirs(t *testing.T) {
 			if got := lastSequence(t, b); got != before {
 				t.Errorf("the stream has %d messages more", got-before)
 			}
-			for _, s := range []string{">", "$JS.>", "$SYS.>", "gantry.>", "$JS.API.>"} {
+			for _, s := range []string{">", "$JS.>", "$SYS.>", "gantry.>", "$JS.API.>", "gantry.bus.>", "_R_.>"} {
 				if !nc.isRefused(t, func() error { _, err := nc.SubscribeSync(s); return err }) {
 					t.Errorf("subscribe to %s is not refused", s)
 				}
@@ -195,7 +215,7 @@ func TestAPeerCannotSayThatItIsSomebodyElse(t *testing.T) {
 			}
 		}
 		conn.Close()
-		if strings.Contains(said.String(), b.roles.secrets[rolePlugin]) {
+		if strings.Contains(said.String(), b.roles.byName[rolePlugin].secret) {
 			t.Errorf("%s: the peer was told its secret", name)
 		}
 	}

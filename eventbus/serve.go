@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -22,7 +23,8 @@ const (
 )
 
 // ServeNATS serves NATS on a unix socket until ctx ends. It is a work of the
-// daemon; it closes lis.
+// daemon; it closes lis. Whoever has no role is closed before it costs more than
+// its descriptor: the socket is open to everybody.
 func (b *Bus) ServeNATS(ctx context.Context, lis net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(ctx, func() { lis.Close() })
@@ -31,7 +33,7 @@ func (b *Bus) ServeNATS(ctx context.Context, lis net.Listener) error {
 	var connections sync.WaitGroup
 	defer connections.Wait()
 	defer cancel()
-	free := make(chan struct{}, connectionsMax)
+	refused := refusals{log: b.log}
 	for {
 		c, err := lis.Accept()
 		if ctx.Err() != nil {
@@ -47,27 +49,59 @@ func (b *Bus) ServeNATS(ctx context.Context, lis net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("nats: %w", err)
 		}
-		select {
-		case free <- struct{}{}:
-			connections.Go(func() {
-				defer func() { <-free }()
-				b.serve(ctx, c)
-			})
-		default:
-			b.log.Warn("too many connections: one is refused", "count", connectionsMax)
+		own, err := b.admit(c)
+		if err != nil {
 			c.Close()
+			refused.add(time.Now(), err)
+			continue
 		}
+		connections.Go(func() {
+			defer func() { <-own.free }()
+			b.serve(ctx, c, own)
+		})
 	}
 }
 
-// serve hands a connection to the server, under the role of its peer.
-func (b *Bus) serve(ctx context.Context, outer net.Conn) {
-	defer outer.Close()
-	uid, err := peer(outer)
+// admit returns the role of a peer, of which it is one more connection.
+func (b *Bus) admit(c net.Conn) (*role, error) {
+	uid, err := peer(c)
 	if err != nil {
-		b.log.Warn("a peer without credentials is refused", "err", err)
+		return nil, err
+	}
+	own, ok := b.roles.byUID[uid]
+	if !ok {
+		return nil, fmt.Errorf("uid %d is no daemon and no plugin: %w", uid, errdefs.ErrPermissionDenied)
+	}
+	select {
+	case own.free <- struct{}{}:
+		return own, nil
+	default:
+		return nil, fmt.Errorf("%s has %d connections: %w", own.name, cap(own.free), errdefs.ErrResourceExhausted)
+	}
+}
+
+// refusals are logged together: a peer can cause as many as it likes.
+type refusals struct {
+	log   *slog.Logger
+	said  time.Time
+	count int
+}
+
+// refusalTime is the time between two lines of the log.
+const refusalTime = 10 * time.Second
+
+func (r *refusals) add(now time.Time, err error) {
+	r.count++
+	if now.Sub(r.said) < refusalTime {
 		return
 	}
+	r.log.Warn("peers of the NATS socket were refused", "count", r.count, "last", err)
+	r.said, r.count = now, 0
+}
+
+// serve hands a connection to the server, under its role.
+func (b *Bus) serve(ctx context.Context, outer net.Conn, own *role) {
+	defer outer.Close()
 	inner, err := b.server.InProcessConn()
 	if err != nil {
 		return // it is closing
@@ -84,14 +118,13 @@ func (b *Bus) serve(ctx context.Context, outer net.Conn) {
 		defer outer.Close()
 		_, _ = io.Copy(outer, inner)
 	})
-	role := b.roles.of(uid)
 	r := bufio.NewReaderSize(outer, greetingMax)
-	if err := b.greet(inner, outer, r, role); err != nil {
-		b.log.Debug("a peer did not greet", "uid", uid, "err", err)
+	if err := b.greet(inner, outer, r, own); err != nil {
+		b.log.Debug("a peer did not greet", "role", own.name, "err", err)
 		outer.Close()
 		return
 	}
-	b.log.Debug("connected", "uid", uid, "role", role)
+	b.log.Debug("connected", "role", own.name)
 	_, _ = io.Copy(inner, r)
 	outer.Close()
 }
@@ -112,7 +145,7 @@ type greeting struct {
 
 // greet reads the client's greeting and writes it with the role's name and
 // secret. Another greeting later would need a secret that nobody is told.
-func (b *Bus) greet(inner io.Writer, outer net.Conn, r *bufio.Reader, role string) error {
+func (b *Bus) greet(inner io.Writer, outer net.Conn, r *bufio.Reader, own *role) error {
 	if err := outer.SetReadDeadline(time.Now().Add(greetingTime)); err != nil {
 		return err
 	}
@@ -135,7 +168,7 @@ func (b *Bus) greet(inner io.Writer, outer net.Conn, r *bufio.Reader, role strin
 		greeting
 		User     string `json:"user"`
 		Password string `json:"pass"`
-	}{g, role, b.roles.secrets[role]})
+	}{g, own.name, own.secret})
 	if err != nil {
 		return err
 	}

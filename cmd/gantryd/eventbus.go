@@ -48,7 +48,7 @@ func eventbusMain(ctx context.Context, log *slog.Logger, args []string) error {
 	if err != nil {
 		return err
 	}
-	nats, err := daemon.ListenAt(cfg.Common, "nats", suite.NATSSocket(cfg.Sockets))
+	nats, err := daemon.ListenForAll(cfg.Common, "nats", suite.NATSSocket(cfg.Sockets))
 	if err != nil {
 		return err
 	}

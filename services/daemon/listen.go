@@ -32,18 +32,30 @@ func Listen(cfg Common, name string) (net.Listener, error) {
 // which somebody listens is [errdefs.ErrAlreadyExists]; one that was left
 // behind is replaced.
 func ListenAt(cfg Common, name, path string) (net.Listener, error) {
-	return listenAt(cfg, "unix", name, path)
+	return listenAt(cfg, "unix", name, path, modeGroup)
+}
+
+// ListenForAll is ListenAt for a socket that every user may connect to, 0666:
+// who is let in is up to the daemon.
+func ListenForAll(cfg Common, name, path string) (net.Listener, error) {
+	return listenAt(cfg, "unix", name, path, modeAll)
 }
 
 // ListenPackets is ListenAt for a socket of package fdpass.
 func ListenPackets(cfg Common, name, path string) (net.Listener, error) {
-	return listenAt(cfg, fdpass.Network, name, path)
+	return listenAt(cfg, fdpass.Network, name, path, modeGroup)
 }
 
-func listenAt(cfg Common, network, name, path string) (net.Listener, error) {
+// Modes of sockets that are not systemd's.
+const (
+	modeGroup = 0o660
+	modeAll   = 0o666
+)
+
+func listenAt(cfg Common, network, name, path string, mode os.FileMode) (net.Listener, error) {
 	lis, err := passed(name)
 	if lis == nil && err == nil {
-		lis, err = bind(network, path, cfg.Group)
+		lis, err = bind(network, path, cfg.Group, mode)
 	}
 	if err == nil && lis.Addr().Network() != network {
 		lis.Close()
@@ -81,7 +93,7 @@ func passed(name string) (net.Listener, error) {
 
 // bind makes the socket. The lock is kept for as long as the socket: it says
 // that the owner lives, also when two start at once.
-func bind(network, path, group string) (net.Listener, error) {
+func bind(network, path, group string, mode os.FileMode) (net.Listener, error) {
 	gid, err := groupID(group)
 	if err != nil {
 		return nil, err
@@ -93,7 +105,7 @@ func bind(network, path, group string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	lis, err := bindLocked(network, path, gid)
+	lis, err := bindLocked(network, path, gid, mode)
 	if err != nil {
 		lock.Close()
 		return nil, err
@@ -101,7 +113,7 @@ func bind(network, path, group string) (net.Listener, error) {
 	return &socket{UnixListener: lis, path: path, lock: lock}, nil
 }
 
-func bindLocked(network, path string, gid int) (*net.UnixListener, error) {
+func bindLocked(network, path string, gid int, mode os.FileMode) (*net.UnixListener, error) {
 	if err := dead(path); err != nil {
 		return nil, err
 	}
@@ -116,7 +128,7 @@ func bindLocked(network, path string, gid int) (*net.UnixListener, error) {
 		err = os.Chown(path, -1, gid)
 	}
 	if err == nil {
-		err = os.Chmod(path, 0o660)
+		err = os.Chmod(path, mode)
 	}
 	if err != nil {
 		lis.Close()

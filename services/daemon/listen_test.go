@@ -24,6 +24,23 @@ func config(t *testing.T) Common {
 	return c
 }
 
+func TestSocketForAllIsOpenToAll(t *testing.T) {
+	cfg := config(t)
+	path := filepath.Join(cfg.Sockets, "open.sock")
+	lis, err := ListenForAll(cfg, "open", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close()
+	fi, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fi.Mode(); got != os.ModeSocket|0o666 {
+		t.Errorf("mode %v, want a socket of 0666", got)
+	}
+}
+
 func TestSocketHasModeAndGroup(t *testing.T) {
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)

@@ -1,0 +1,129 @@
+package eventbus
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Accounts of the server are rooms without doors: a message stays in the one in
+// which it was published, but for what one exports and another imports. The
+// node has one, with the stream in it, and each plugin has its own.
+const accountNode = "GANTRY"
+
+// Subjects that are not events.
+const (
+	subjectRead  = "gantry.bus.v1.read" // the past is asked for here
+	subjectGates = "gantry.v1.gate."    // and a gate's name
+	inboxes      = "_INBOX.>"           // answers
+)
+
+// What an account of a plugin may use of the server, whatever it does.
+const (
+	pluginConnections   = 32
+	pluginSubscriptions = 256      // of a connection
+	pluginPayload       = 64 << 10 // bytes of what it says
+
+	// readTime is how long the answer to a read may be silent, and gateTime
+	// how long a gate may think, before the server forgets who asked.
+	readTime = time.Minute
+	gateTime = 2 * time.Minute
+)
+
+// An export, import or account as the server's configuration spells it.
+type (
+	export struct {
+		Stream    string   `json:"stream,omitempty"`
+		Service   string   `json:"service,omitempty"`
+		Accounts  []string `json:"accounts"`
+		Response  string   `json:"response_type,omitempty"`
+		Threshold string   `json:"response_threshold,omitempty"`
+	}
+	source struct {
+		Account string `json:"account"`
+		Subject string `json:"subject"`
+	}
+	imported struct {
+		Stream  *source `json:"stream,omitempty"`
+		Service *source `json:"service,omitempty"`
+		To      string  `json:"to,omitempty"`
+	}
+	account struct {
+		JetStream bool           `json:"jetstream"`
+		Limits    map[string]int `json:"limits,omitempty"`
+		Exports   []export       `json:"exports,omitempty"`
+		Imports   []imported     `json:"imports,omitempty"`
+	}
+)
+
+// accounts returns the server's configuration of them. Its options cannot say
+// the same in Go.
+func accounts(plugins []Plugin) (string, error) {
+	node := account{JetStream: true}
+	all := make(map[string]*account, len(plugins)+1)
+	for _, p := range plugins {
+		own := &account{Limits: map[string]int{
+			"max_connections":   pluginConnections,
+			"max_subscriptions": pluginSubscriptions,
+			"max_payload":       pluginPayload,
+			"max_leafnodes":     0,
+		}}
+		for _, s := range p.Subscribe {
+			node.exportStream(s, p.account())
+			own.Imports = append(own.Imports, imported{Stream: &source{accountNode, s}})
+		}
+		// The bus learns from the subject who asks. An answer is many
+		// messages.
+		read := subjectRead + "." + p.Name
+		node.Exports = append(node.Exports, export{
+			Service: read, Accounts: []string{p.account()}, Response: "stream", Threshold: readTime.String(),
+		})
+		own.Imports = append(own.Imports, imported{Service: &source{accountNode, read}, To: subjectRead})
+		for _, g := range p.Gates {
+			gate := subjectGates + g
+			own.Exports = append(own.Exports, export{Service: gate, Accounts: []string{accountNode}, Threshold: gateTime.String()})
+			node.Imports = append(node.Imports, imported{Service: &source{p.account(), gate}})
+		}
+		all[p.account()] = own
+	}
+	all[accountNode] = &node
+	return spell(map[string]any{"accounts": all})
+}
+
+// spell writes JSON that is also the server's language, which has no \u003e.
+func spell(v any) (string, error) {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return b.String(), err
+}
+
+// exportStream exports a subject to one account more: a subject has one export.
+func (a *account) exportStream(subject, to string) {
+	i := slices.IndexFunc(a.Exports, func(e export) bool { return e.Stream == subject })
+	if i < 0 {
+		a.Exports = append(a.Exports, export{Stream: subject, Accounts: []string{to}})
+		return
+	}
+	a.Exports[i].Accounts = append(a.Exports[i].Accounts, to)
+}
+
+// moveStream moves a stream from the account in which everybody was before
+// there were others.
+func moveStream(root string) error {
+	dir := filepath.Join(root, "jetstream")
+	if _, err := os.Lstat(filepath.Join(dir, accountNode)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	err := os.Rename(filepath.Join(dir, "$G"), filepath.Join(dir, accountNode))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

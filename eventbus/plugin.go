@@ -1,0 +1,134 @@
+package eventbus
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// A Plugin is a program that is no part of the suite and may follow some of its
+// events, and be asked before some of its containers start. What is not here
+// it may not.
+type Plugin struct {
+	Name      string   `toml:"name"`
+	User      string   `toml:"user"`      // who connects as the plugin: a name or a number
+	Subscribe []string `toml:"subscribe"` // subjects of events: gantry.v1.<namespace>.<noun>.<verb>, with wildcards
+	Gates     []string `toml:"gates"`     // names of the gates that it answers
+}
+
+const (
+	pluginsMax = 64
+	grantsMax  = 64 // of subjects, and of gates, of a plugin
+
+	// eventTokens is how many parts the subject of an event has at least. A
+	// wildcard with fewer would be for gates too.
+	eventTokens = 5
+)
+
+var (
+	pluginName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+	userName   = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,63}$`)
+)
+
+// checkPlugins returns every mistake in the table.
+func checkPlugins(plugins []Plugin) error {
+	var errs []error
+	if len(plugins) > pluginsMax {
+		errs = append(errs, fmt.Errorf("plugins: %d are more than %d", len(plugins), pluginsMax))
+	}
+	names, users, gates := make(map[string]bool), make(map[string]string), make(map[string]string)
+	for i, p := range plugins {
+		wrong := func(format string, a ...any) {
+			errs = append(errs, fmt.Errorf("plugins[%d] (%q): %w", i, p.Name, fmt.Errorf(format, a...)))
+		}
+		if !pluginName.MatchString(p.Name) {
+			wrong("name: want 1 to 32 of a-z, 0-9 and, within, -")
+		} else if names[p.Name] {
+			wrong("name: there are two")
+		}
+		names[p.Name] = true
+		p.checkUser(users, wrong)
+		p.checkSubjects(wrong)
+		p.checkGates(gates, wrong)
+	}
+	return errors.Join(errs...)
+}
+
+func (p Plugin) checkUser(seen map[string]string, wrong func(string, ...any)) {
+	uid, err := strconv.ParseUint(p.User, 10, 32)
+	switch other, again := seen[p.User]; {
+	case !userName.MatchString(p.User):
+		wrong("user: %q is neither a name nor a number", p.User)
+	case p.User == "root" || err == nil && uid == 0:
+		wrong("user: root may do everything already")
+	case again:
+		wrong("user: %q is plugin %q already; a peer is one plugin", p.User, other)
+	}
+	seen[p.User] = p.Name
+}
+
+func (p Plugin) checkSubjects(wrong func(string, ...any)) {
+	if len(p.Subscribe) > grantsMax {
+		wrong("subscribe: %d are more than %d", len(p.Subscribe), grantsMax)
+		return
+	}
+	for i, s := range p.Subscribe {
+		if !ofEvents(s) {
+			wrong("subscribe: %q is not of events; all of them are gantry.v1.*.*.>", s)
+			continue
+		}
+		for _, other := range p.Subscribe[:i] {
+			// Whoever subscribes to what both have would be told twice.
+			if ofEvents(other) && server.SubjectsCollide(s, other) {
+				wrong("subscribe: %q and %q overlap", other, s)
+			}
+		}
+	}
+}
+
+// ofEvents says whether a subject, which may have wildcards, is one of events
+// and of nothing else.
+func ofEvents(subject string) bool {
+	tokens := strings.Split(subject, ".")
+	printable := !strings.ContainsFunc(subject, func(r rune) bool { return r <= ' ' || r >= 0x7f })
+	return len(subject) <= 256 && printable && server.IsValidSubject(subject) &&
+		len(tokens) >= eventTokens && tokens[0] == "gantry" && tokens[1] == "v1"
+}
+
+func (p Plugin) checkGates(seen map[string]string, wrong func(string, ...any)) {
+	if len(p.Gates) > grantsMax {
+		wrong("gates: %d are more than %d", len(p.Gates), grantsMax)
+		return
+	}
+	for _, g := range p.Gates {
+		switch other, again := seen[g]; {
+		case !pluginName.MatchString(g):
+			wrong("gates: %q is no name: want 1 to 32 of a-z, 0-9 and, within, -", g)
+		case again:
+			wrong("gates: %q is that of plugin %q already; a gate has one who answers", g, other)
+		}
+		seen[g] = p.Name
+	}
+}
+
+// What a plugin is called among the server's accounts and users.
+func (p Plugin) account() string { return "plugin." + p.Name }
+
+// permissions are what a plugin may say within its account, into which no more
+// comes than was granted.
+func (p Plugin) permissions() *server.Permissions {
+	may := &server.Permissions{
+		Publish:   allowed([]string{subjectRead}),
+		Subscribe: allowed(append(slices.Clone(p.Subscribe), inboxes)),
+	}
+	for _, g := range p.Gates {
+		may.Subscribe.Allow = append(may.Subscribe.Allow, subjectGates+g)
+		may.Response = &server.ResponsePermission{MaxMsgs: 1, Expires: gateTime}
+	}
+	return may
+}
