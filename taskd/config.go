@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/gantryd/gantry/services/suite"
 )
@@ -24,6 +25,11 @@ type Config struct {
 	// ShimSockets is the directory for shims' sockets; empty leaves it to
 	// each shim.
 	ShimSockets string `toml:"shim_sockets"`
+
+	// How long a start waits for the answer of a gate, and how long for
+	// somebody to answer by its name.
+	GateSeconds       int `toml:"gate_seconds"`
+	GateAbsentSeconds int `toml:"gate_absent_seconds"`
 }
 
 // OwnShim is the executable of the suite's own shim.
@@ -33,6 +39,8 @@ const OwnShim = "containerd-shim-gantry-v1"
 // follow, and a socket's path has 107.
 const shimSocketsMax = 42
 
+const gateSecondsMax = 600
+
 // Default is the config of a node.
 func Default() Config {
 	return Config{
@@ -41,6 +49,9 @@ func Default() Config {
 		Address:     suite.Address,
 		Runtimes:    map[string]string{"io.containerd.runc.v2": OwnShim},
 		ShimSockets: "/run/gantry/s",
+
+		GateSeconds:       30,
+		GateAbsentSeconds: 10,
 	}
 }
 
@@ -58,10 +69,22 @@ func (c Config) Check() error {
 	if len(c.ShimSockets) > shimSocketsMax {
 		errs = append(errs, fmt.Errorf("shim_sockets: %q is longer than %d bytes, too long for a socket in it", c.ShimSockets, shimSocketsMax))
 	}
+	if c.GateSeconds < 1 || c.GateSeconds > gateSecondsMax {
+		errs = append(errs, fmt.Errorf("gate_seconds: %d is not from 1 to %d", c.GateSeconds, gateSecondsMax))
+	}
+	if c.GateAbsentSeconds < 0 || c.GateAbsentSeconds > c.GateSeconds {
+		errs = append(errs, fmt.Errorf("gate_absent_seconds: %d is not from 0 to the %d of gate_seconds", c.GateAbsentSeconds, c.GateSeconds))
+	}
 	for name, binary := range c.Runtimes {
 		if name == "" || binary == "" || !filepath.IsAbs(binary) && filepath.Base(binary) != binary {
 			errs = append(errs, fmt.Errorf("runtimes: %q = %q: want the name or the absolute path of an executable", name, binary))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (c Config) gateTime() time.Duration { return time.Duration(c.GateSeconds) * time.Second }
+
+func (c Config) gateAbsentTime() time.Duration {
+	return time.Duration(c.GateAbsentSeconds) * time.Second
 }

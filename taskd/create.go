@@ -40,6 +40,7 @@ func (s *Store) createTask(ctx context.Context, ns string, r task.CreateRequest)
 	}
 	l := s.newLive(b, record{Instance: newInstance(), State: creating, Binary: binary, IO: r.IO})
 	l.phase, l.tended = beginning, true
+	l.around = s.glanceAt(ns)
 	if err := s.reserve(ctx, l); err != nil {
 		return 0, err
 	}

@@ -64,6 +64,17 @@
 // record first, and undoes when the bundle goes; snapshotd is asked for nothing
 // else.
 //
+// # Gates
+//
+// The first process of a container starts when every gate that its labels, or
+// its namespace's, name has let it; see package gate. All are asked at once,
+// over the bus. The namespace is asked for while the task is made and at most
+// once more when it starts; a namespace that cannot be asked for is a start that
+// fails, because its network might be what is missing. Meanwhile nothing is
+// held and nothing written: the task is created, and stays so if a gate denies
+// it, does not answer, or the caller or we end. The asking ends when the
+// process does.
+//
 // # Locking
 //
 // Store.mu guards the maps of tasks and is taken before live.mu, which guards
@@ -77,7 +88,9 @@
 // A shim has 2 s to say its state, 5 s to be found, 30 s to start, 2 min to
 // create and 1 min for every other call but Wait. 8 questions for its
 // state are before it at once. 4 delete commands run at once and 64 shims are
-// asked at once by a list. 256 results of deletions are kept for callers who had
+// asked at once by a list. A container has 16 gates, an answer 30 s, and who is
+// to answer 10 s to be there; the config has both. The labels of a namespace
+// have 5 s. 256 results of deletions are kept for callers who had
 // left. Per task there are two goroutines, one connection
 // and one FIFO, of which lines are logged up to 4 KiB; per shim one pidfd.
 //

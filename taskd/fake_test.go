@@ -19,6 +19,7 @@ import (
 	"github.com/gantryd/gantry/services/activation/activationtest"
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/gate"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/task"
@@ -347,6 +348,9 @@ type place struct {
 	w       *world
 	forward func(string) (runner.Publisher, func())
 	mounts  *activationtest.Memory
+
+	namespaces namespace.Store
+	gates      gate.Asker
 }
 
 func newPlace(t *testing.T) place {
@@ -414,7 +418,7 @@ func (p place) tryOpen(t *testing.T, c *cut) (*opened, error) {
 	if c.at > 0 {
 		log = quiet()
 	}
-	s, err := open(p.cfg, Needs{Events: o.events, Forward: p.forward, Activations: cutMounts{p.mounts, c}, Log: log}, cutDisk{c, realDisk{}}, fakeRuntime{p.w, c})
+	s, err := open(p.cfg, Needs{Events: o.events, Forward: p.forward, Activations: cutMounts{p.mounts, c}, Namespaces: p.namespaces, Gates: p.gates, Log: log}, cutDisk{c, realDisk{}}, fakeRuntime{p.w, c})
 	if err != nil {
 		return nil, err
 	}

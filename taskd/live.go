@@ -17,6 +17,8 @@ type live struct {
 	ctx  context.Context // ends with phase dead or gone
 	over context.CancelFunc
 
+	around *glance // at its namespace; nil if none was begun
+
 	tended bool // somebody looks after it; guarded by Store.mu
 
 	// asking has a place for each call that asks for a state. A shim that

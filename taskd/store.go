@@ -17,7 +17,9 @@ import (
 	"github.com/gantryd/gantry/services/activation"
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/gate"
 	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/outbox"
 	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/suite"
@@ -37,6 +39,8 @@ type Store struct {
 	forward func(namespace string) (runner.Publisher, func())
 
 	activations activation.Stores
+	namespaces  namespace.Store
+	gates       gate.Asker
 
 	disk disk
 	run  runtime
@@ -65,6 +69,12 @@ type Needs struct {
 	Events event.Publisher
 	// Activations makes mounts that shims cannot; nil if nobody does.
 	Activations activation.Stores
+	// Namespaces has the labels of namespaces, of which one names gates; nil
+	// if nobody does.
+	Namespaces namespace.Store
+	// Gates asks whether a container may start; nil if nobody does, and no
+	// container that names gates starts.
+	Gates gate.Asker
 	// Forward tells events in the name of a shim of the namespace, until the
 	// function is called that it returns. Nil is for nobody.
 	Forward    func(namespace string) (runner.Publisher, func())
@@ -104,6 +114,8 @@ func open(cfg Config, needs Needs, d disk, run runtime) (*Store, error) {
 		forward: needs.Forward,
 
 		activations: needs.Activations,
+		namespaces:  needs.Namespaces,
+		gates:       needs.Gates,
 
 		disk:     d,
 		run:      run,
@@ -129,8 +141,9 @@ func (s *Store) Tasks() task.Services { return services{s} }
 // Publish tells the events of containers, until ctx ends.
 func (s *Store) Publish(ctx context.Context) error { return s.outbox.Publish(ctx, s.events) }
 
-// Interrupt ends every Wait with [errdefs.ErrUnavailable], so that a daemon
-// that stops need not outlast its containers.
+// Interrupt ends every Wait, and every Start that waits for a gate, with
+// [errdefs.ErrUnavailable], so that a daemon that stops need not outlast its
+// containers.
 func (s *Store) Interrupt() { s.interrupt() }
 
 // Close ends what looks after the tasks. They and their shims live on.

@@ -235,8 +235,18 @@ func because(ctx context.Context, shim task.Shim, id, exec string, err error, wr
 	return err
 }
 
-// Start implements task.Processes.
+// Start implements task.Processes. The first process of a container starts when
+// its gates let it; see gates.go.
 func (s service) Start(ctx context.Context, id, exec string) (uint32, error) {
+	if exec == "" {
+		l, err := s.find(ctx, s.namespace, id)
+		if err != nil {
+			return 0, err
+		}
+		if err := s.pass(ctx, l); err != nil {
+			return 0, err
+		}
+	}
 	return call(ctx, s, id, func(ctx context.Context, shim task.Shim) (uint32, error) {
 		pid, err := shim.Start(ctx, id, exec)
 		if err != nil || pid != 0 {

@@ -12,6 +12,7 @@ import (
 	"github.com/gantryd/gantry/services/container/containerrpc"
 	"github.com/gantryd/gantry/services/daemon"
 	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/gate/gatenats"
 	"github.com/gantryd/gantry/services/namespace/namespacerpc"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/runner"
@@ -52,10 +53,17 @@ func taskdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		return err
 	}
 	defer snapshotd.Close()
+	imaged, err := rpc.Dial(suite.Socket(cfg.Sockets, suite.Imaged))
+	if err != nil {
+		return err
+	}
+	defer imaged.Close()
 	store, err := taskd.Open(cfg.Config, taskd.Needs{
 		Shims:       shimrpc.Protocol{},
 		Events:      bus,
 		Activations: activationrpc.NewClient(snapshotd),
+		Namespaces:  namespacerpc.NewClient(imaged),
+		Gates:       gatenats.NewAsker(bus.Conn()),
 		Forward: func(ns string) (runner.Publisher, func()) {
 			f := shimserve.NewForwarder(suite.ShimSocket(cfg.Address), ns)
 			return f, f.Close
