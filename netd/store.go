@@ -1,0 +1,164 @@
+package netd
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantryd/gantry/services/container"
+	"github.com/gantryd/gantry/services/network"
+	"github.com/gantryd/gantry/services/task"
+)
+
+// Needs are what a Store asks of others.
+type Needs struct {
+	Containers container.Stores // to write labels
+	Tasks      task.Services    // to ask which tasks there are
+	Log        *slog.Logger
+}
+
+// A Store connects containers to networks.
+type Store struct {
+	cfg     Config
+	needs   Needs
+	log     *slog.Logger
+	disk    disk
+	kernel  kernel
+	plugins plugins
+	prefix  string        // of the ids of attachments that are ours
+	slots   chan struct{} // taken by who runs plugins
+	turns   turns
+
+	// mu guards the fields below it. It is held across nothing.
+	mu      sync.Mutex
+	records map[key]*record // never changed, only replaced
+	due     map[key]time.Time
+	tries   map[key]int
+	swept   time.Time
+	wake    chan struct{} // something became due
+}
+
+// pluginsMax is how many attachments are worked on at once. Each is several
+// processes after each other.
+const pluginsMax = 8
+
+// Open reads what there is. Nothing is done about it before [Store.Reconcile].
+func Open(cfg Config, needs Needs) (*Store, error) {
+	return open(cfg, needs, osDisk{}, linux{}, cni{dirs: cfg.Plugins})
+}
+
+func open(cfg Config, needs Needs, d disk, k kernel, p plugins) (*Store, error) {
+	if needs.Log == nil {
+		needs.Log = slog.New(slog.DiscardHandler)
+	}
+	// Another suite on this node may use the same network: what is ours must
+	// be told from what is theirs, also when our records are lost.
+	whose := sha256.Sum256([]byte(cfg.Root))
+	s := &Store{
+		cfg: cfg, needs: needs, log: needs.Log, disk: d, kernel: k, plugins: p,
+		prefix:  "gantry-" + hex.EncodeToString(whose[:4]) + "-",
+		slots:   make(chan struct{}, pluginsMax),
+		records: make(map[key]*record),
+		due:     make(map[key]time.Time),
+		tries:   make(map[key]int),
+		wake:    make(chan struct{}, 1),
+	}
+	if err := errors.Join(s.load(), s.writeResolvers()); err != nil {
+		return nil, fmt.Errorf("netd: %w", err)
+	}
+	return s, s.unpinned()
+}
+
+// unpinned finds the attachments that ended with a boot. The numbers of their
+// namespaces are others' now.
+func (s *Store) unpinned() error {
+	for _, r := range s.records {
+		_, ok, err := s.kernel.Pinned(s.pin(r.ID))
+		if err != nil {
+			return fmt.Errorf("netd: %w", err)
+		}
+		if !ok {
+			r.Netns, r.State = nsID{}, detaching
+		}
+	}
+	return nil
+}
+
+func (s *Store) newID() string { return s.prefix + strings.ToLower(rand.Text()[:16]) }
+
+// pin is the name by which the namespace of an attachment is kept.
+func (s *Store) pin(id string) string { return filepath.Join(s.cfg.State, ".netns", id) }
+
+func (s *Store) get(k key) *record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.records[k]
+}
+
+// keep has a record stand for its container. What it says is taken, from its
+// ports to its namespace, until it is dropped.
+func (s *Store) keep(r *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.records[r.key()] = r
+}
+
+func (s *Store) drop(r *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.records, r.key())
+}
+
+// claim is keep for a new record, which may not want what another has.
+func (s *Store) claim(r *record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.records {
+		if o.Netns == r.Netns && r.Netns != (nsID{}) {
+			return fmt.Errorf("container %s has the network namespace of container %s, which is connected already: %w", r.key(), o.key(), errdefs.ErrFailedPrecondition)
+		}
+		for _, p := range r.Ports {
+			if i := slices.IndexFunc(o.Ports, p.Overlaps); i >= 0 {
+				return fmt.Errorf("port %s is published already, as %s of container %s: %w", p, o.Ports[i], o.key(), errdefs.ErrAlreadyExists)
+			}
+		}
+	}
+	s.records[r.key()] = r
+	return nil
+}
+
+// An Attachment is a container that is connected.
+type Attachment struct {
+	ID                   string
+	Namespace, Container string
+	Network              string
+	Ports                []network.Port
+	Addresses            []string
+	State                string // "attaching", "attached" or "detaching"
+}
+
+// Attachments returns what there is, in the order of the containers' names.
+func (s *Store) Attachments() []Attachment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []Attachment
+	for _, k := range slices.SortedFunc(maps.Keys(s.records), func(a, b key) int { return strings.Compare(a.String(), b.String()) }) {
+		r := s.records[k]
+		all = append(all, Attachment{
+			ID: r.ID, Namespace: r.Namespace, Container: r.Container, Network: r.Network,
+			Ports: slices.Clone(r.Ports), Addresses: slices.Clone(r.Addresses), State: string(r.State),
+		})
+	}
+	return all
+}
