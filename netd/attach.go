@@ -75,7 +75,7 @@ func (s *Store) Attach(ctx context.Context, q Request) error {
 		return err
 	}
 	r := &record{
-		ID: s.newID(), Namespace: q.Namespace, Container: q.Container, Pid: q.Pid, Netns: ns.id,
+		ID: s.newID(), Namespace: q.Namespace, Container: q.Container, Pid: q.Pid, Netns: ns.id, Boot: s.boot,
 		Network: n.name, List: n.list, Ports: want.Ports, State: attaching,
 	}
 	// Once begun, it goes on to its end: who asked may have left.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -36,6 +37,8 @@ func (n *netns) close() {
 
 // kernel is what this package asks of it besides files, and a seam for tests.
 type kernel interface {
+	// Boot returns which boot this is.
+	Boot() (string, error)
 	// Open opens the network namespace of a process:
 	// [errdefs.ErrNotFound] if there is no such process.
 	Open(pid uint32) (*netns, error)
@@ -52,6 +55,11 @@ type kernel interface {
 
 // linux is the real one.
 type linux struct{}
+
+func (linux) Boot() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
 
 func (linux) Open(pid uint32) (*netns, error) {
 	f, err := os.Open(filepath.Join("/proc", strconv.FormatUint(uint64(pid), 10), "ns/net"))

@@ -28,6 +28,7 @@ type record struct {
 	Container string          `json:"container"`
 	Pid       uint32          `json:"pid"`   // of the task's first process
 	Netns     nsID            `json:"netns"` // of the task; it cannot be another's while it is pinned
+	Boot      string          `json:"boot"`  // in which all this is so
 	Network   string          `json:"network"`
 	List      json.RawMessage `json:"list"` // the network's configuration
 	Ports     []network.Port  `json:"ports,omitempty"`
@@ -120,6 +121,9 @@ func (s *Store) load() error {
 		case err != nil || r.ID != e.Name():
 			s.log.Error("a record cannot be read; what it stands for stays", "dir", filepath.Join(dir, e.Name()), "err", err)
 		default:
+			if r.Boot != s.boot {
+				r.State = detaching // the kernel's part ended with the boot
+			}
 			s.keep(r)
 		}
 	}

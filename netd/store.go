@@ -36,6 +36,7 @@ type Store struct {
 	disk    disk
 	kernel  kernel
 	plugins plugins
+	boot    string        // which one this is
 	prefix  string        // of the ids of attachments that are ours
 	slots   chan struct{} // taken by who runs plugins
 	turns   turns
@@ -74,25 +75,14 @@ func open(cfg Config, needs Needs, d disk, k kernel, p plugins) (*Store, error) 
 		tries:   make(map[key]int),
 		wake:    make(chan struct{}, 1),
 	}
+	var err error
+	if s.boot, err = k.Boot(); err != nil {
+		return nil, fmt.Errorf("netd: %w", err)
+	}
 	if err := errors.Join(s.load(), s.writeResolvers()); err != nil {
 		return nil, fmt.Errorf("netd: %w", err)
 	}
-	return s, s.unpinned()
-}
-
-// unpinned finds the attachments that ended with a boot. The numbers of their
-// namespaces are others' now.
-func (s *Store) unpinned() error {
-	for _, r := range s.records {
-		_, ok, err := s.kernel.Pinned(s.pin(r.ID))
-		if err != nil {
-			return fmt.Errorf("netd: %w", err)
-		}
-		if !ok {
-			r.Netns, r.State = nsID{}, detaching
-		}
-	}
-	return nil
+	return s, nil
 }
 
 func (s *Store) newID() string { return s.prefix + strings.ToLower(rand.Text()[:16]) }
@@ -125,7 +115,7 @@ func (s *Store) claim(r *record) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.records {
-		if o.Netns == r.Netns && r.Netns != (nsID{}) {
+		if o.Netns == r.Netns && o.Boot == r.Boot {
 			return fmt.Errorf("container %s has the network namespace of container %s, which is connected already: %w", r.key(), o.key(), errdefs.ErrFailedPrecondition)
 		}
 		for _, p := range r.Ports {
