@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/services/container"
-	"github.com/gantryd/gantry/services/ident"
+	"github.com/gantryd/gantry/services/gate"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/network"
 	"github.com/gantryd/gantry/services/task"
@@ -23,16 +23,8 @@ const (
 	askTime    = 5 * time.Second  // a call to taskd
 )
 
-// A Request is a container that is about to start.
-type Request struct {
-	Namespace string
-	Container string
-	Pid       uint32 // of the task's first process
-	Labels    map[string]string
-}
-
-// Attach connects a container as its labels ask. It returns nil when the
-// container may start: it is connected, and its addresses are in a label, or it
+// Pass implements [gate.Gate]: it connects a container as its labels ask. It
+// returns nil when the container may start: it is connected, and its addresses are in a label, or it
 // asks for no network. Asked again for the same task, it does nothing twice.
 //
 // Labels that do not parse are [errdefs.ErrInvalidArgument], a network that
@@ -40,12 +32,11 @@ type Request struct {
 // [errdefs.ErrAlreadyExists], and a container that cannot be connected is
 // [errdefs.ErrFailedPrecondition]. Plugins that fail and daemons that are away
 // are what they are, and nothing of the attempt stays, or it is undone later.
-func (s *Store) Attach(ctx context.Context, q Request) error {
-	for _, name := range []string{q.Namespace, q.Container} {
-		if err := ident.Check(name); err != nil {
-			return err
-		}
+func (s *Store) Pass(ctx context.Context, q gate.Request) error {
+	if err := q.Check(); err != nil {
+		return err
 	}
+	pid := uint32(q.Pid)
 	want, err := network.Wanted(q.Labels)
 	if err != nil || want.Network == "" {
 		return err
@@ -56,7 +47,7 @@ func (s *Store) Attach(ctx context.Context, q Request) error {
 		return err
 	}
 	defer release()
-	ns, err := s.namespaceOf(ctx, k, q.Pid)
+	ns, err := s.namespaceOf(ctx, k, pid)
 	if err != nil {
 		return err
 	}
@@ -75,7 +66,7 @@ func (s *Store) Attach(ctx context.Context, q Request) error {
 		return err
 	}
 	r := &record{
-		ID: s.newID(), Namespace: q.Namespace, Container: q.Container, Pid: q.Pid, Netns: ns.id, Boot: s.boot,
+		ID: s.newID(), Namespace: q.Namespace, Container: q.Container, Pid: pid, Netns: ns.id, Boot: s.boot,
 		Network: n.name, List: n.list, Ports: want.Ports, State: attaching,
 	}
 	// Once begun, it goes on to its end: who asked may have left.

@@ -36,7 +36,7 @@ func TestCrashOfAnAttach(t *testing.T) {
 		w.cut(at, after)
 		s, err := w.tryOpen()
 		if err == nil {
-			err = s.Attach(t.Context(), q)
+			err = s.Pass(t.Context(), q)
 		}
 		lived, trail := !w.dead, w.trail
 		if err == nil {
@@ -57,7 +57,7 @@ func TestCrashOfAnAttach(t *testing.T) {
 			w.want(1)
 		}
 		// It is asked again, by who heard nothing.
-		if again := s.Attach(t.Context(), q); again != nil {
+		if again := s.Pass(t.Context(), q); again != nil {
 			t.Errorf("again: %v", again)
 		}
 		w.connected(web)
@@ -85,7 +85,7 @@ func TestCrashOfADetach(t *testing.T) {
 		w := newWorld(t)
 		web := key{"one", "web"}
 		q := w.start(web, 10, webLabels)
-		if err := w.open().Attach(t.Context(), q); err != nil {
+		if err := w.open().Pass(t.Context(), q); err != nil {
 			t.Fatal(err)
 		}
 		w.status(web, task.Stopped)
@@ -105,7 +105,7 @@ func TestCrashOfADetach(t *testing.T) {
 		w.deleteTask(web)
 		q = w.start(web, 11, webLabels)
 		s := w.open()
-		if err := s.Attach(t.Context(), q); err != nil {
+		if err := s.Pass(t.Context(), q); err != nil {
 			t.Errorf("attach anew: %v", err)
 		}
 		w.connected(web)
@@ -128,14 +128,14 @@ func TestCrashOfAReplacement(t *testing.T) {
 	cuts(t, func(t *testing.T, at int, after bool) bool {
 		w := newWorld(t)
 		web := key{"one", "web"}
-		if err := w.open().Attach(t.Context(), w.start(web, 10, webLabels)); err != nil {
+		if err := w.open().Pass(t.Context(), w.start(web, 10, webLabels)); err != nil {
 			t.Fatal(err)
 		}
 		q := w.start(web, 11, webLabels)
 		w.cut(at, after)
 		s, err := w.tryOpen()
 		if err == nil {
-			err = s.Attach(t.Context(), q)
+			err = s.Pass(t.Context(), q)
 		}
 		lived, trail := !w.dead, w.trail
 		w.cut(0, false)
@@ -146,7 +146,7 @@ func TestCrashOfAReplacement(t *testing.T) {
 		if err := settleAll(t, s); err != nil {
 			t.Error(err)
 		}
-		if err := s.Attach(t.Context(), q); err != nil {
+		if err := s.Pass(t.Context(), q); err != nil {
 			t.Errorf("again: %v", err)
 		}
 		w.connected(web)

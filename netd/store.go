@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/services/container"
+	"github.com/gantryd/gantry/services/gate"
 	"github.com/gantryd/gantry/services/network"
 	"github.com/gantryd/gantry/services/task"
 )
@@ -49,6 +50,8 @@ type Store struct {
 	swept   time.Time
 	wake    chan struct{} // something became due
 }
+
+var _ gate.Gate = (*Store)(nil)
 
 // pluginsMax is how many attachments are worked on at once. Each is several
 // processes after each other.

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/gate"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/network"
 	"github.com/gantryd/gantry/services/task"
@@ -35,7 +36,7 @@ func TestAskedAgainNothingIsDoneTwice(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			if err := s.Attach(t.Context(), q); err != nil {
+			if err := s.Pass(t.Context(), q); err != nil {
 				t.Error(err)
 			}
 		})
@@ -45,7 +46,7 @@ func TestAskedAgainNothingIsDoneTwice(t *testing.T) {
 	if err := s.label(t.Context(), s.get(one), ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.open().Attach(t.Context(), q); err != nil {
+	if err := w.open().Pass(t.Context(), q); err != nil {
 		t.Error(err)
 	}
 	w.connected(one)
@@ -54,7 +55,7 @@ func TestAskedAgainNothingIsDoneTwice(t *testing.T) {
 
 func TestWhoAsksForNothingGetsNothing(t *testing.T) {
 	w := newWorld(t)
-	if err := w.open().Attach(t.Context(), w.start(one, 10, map[string]string{"app": "web"})); err != nil {
+	if err := w.open().Pass(t.Context(), w.start(one, 10, map[string]string{"app": "web"})); err != nil {
 		t.Error(err)
 	}
 	w.want(0)
@@ -64,7 +65,7 @@ func TestDenials(t *testing.T) {
 	w := newWorld(t)
 	w.listening[22] = true
 	s := w.open()
-	if err := s.Attach(t.Context(), w.start(two, 20, onNetwork("8080:80"))); err != nil {
+	if err := s.Pass(t.Context(), w.start(two, 20, onNetwork("8080:80"))); err != nil {
 		t.Fatal(err)
 	}
 	host := w.start(key{"one", "host"}, 30, onNetwork(""))
@@ -80,7 +81,7 @@ func TestDenials(t *testing.T) {
 
 	for _, c := range []struct {
 		what string
-		q    Request
+		q    gate.Request
 		want error
 		says string
 	}{
@@ -96,16 +97,16 @@ func TestDenials(t *testing.T) {
 		{"a path", w.start(one, 10, map[string]string{network.LabelNetwork: "../networks/default"}), errdefs.ErrInvalidArgument, "identifier"},
 		{"no port", w.start(one, 10, onNetwork("80")), errdefs.ErrInvalidArgument, "want"},
 		{"ports without a network", w.start(one, 10, map[string]string{network.LabelPorts: "1:1"}), errdefs.ErrInvalidArgument, "without"},
-		{"a namespace that is a path", Request{Namespace: "../one", Container: "web", Pid: 10, Labels: onNetwork("")}, errdefs.ErrInvalidArgument, ""},
-		{"a container that is a path", Request{Namespace: "one", Container: "a/b", Pid: 10, Labels: onNetwork("")}, errdefs.ErrInvalidArgument, ""},
+		{"a namespace that is a path", gate.Request{Namespace: "../one", Container: "web", Pid: 10, Labels: onNetwork("")}, errdefs.ErrInvalidArgument, ""},
+		{"a container that is a path", gate.Request{Namespace: "one", Container: "a/b", Pid: 10, Labels: onNetwork("")}, errdefs.ErrInvalidArgument, ""},
 	} {
-		err := s.Attach(t.Context(), c.q)
+		err := s.Pass(t.Context(), c.q)
 		wantKind(t, c.what, err, c.want)
 		wantText(t, err, c.says)
 	}
 	w.want(1)
 	// The same port of another protocol is another port.
-	if err := s.Attach(t.Context(), w.start(one, 10, onNetwork("8080:80/udp"))); err != nil {
+	if err := s.Pass(t.Context(), w.start(one, 10, onNetwork("8080:80/udp"))); err != nil {
 		t.Error(err)
 	}
 	w.want(2)
@@ -116,17 +117,17 @@ func TestAPluginThatFailsLeavesNothing(t *testing.T) {
 	s := w.open()
 	q := w.start(one, 10, webLabels)
 	w.addFails = errors.New("no address is left")
-	wantText(t, s.Attach(t.Context(), q), "network default", "no address is left")
+	wantText(t, s.Pass(t.Context(), q), "network default", "no address is left")
 	w.want(0)
 
 	// What cannot be undone at once is undone later, and its ports are not
 	// given to anybody before.
 	w.delFails = errors.New("the packet filter is busy")
-	wantText(t, s.Attach(t.Context(), q), "no address is left")
+	wantText(t, s.Pass(t.Context(), q), "no address is left")
 	w.want(1)
 	w.addFails = nil
-	wantText(t, s.Attach(t.Context(), q), "earlier attachment", "busy")
-	wantKind(t, "port of what is left", s.Attach(t.Context(), w.start(two, 20, onNetwork("8080:80"))), errdefs.ErrAlreadyExists)
+	wantText(t, s.Pass(t.Context(), q), "earlier attachment", "busy")
+	wantKind(t, "port of what is left", s.Pass(t.Context(), w.start(two, 20, onNetwork("8080:80"))), errdefs.ErrAlreadyExists)
 	w.delFails = nil
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -135,7 +136,7 @@ func TestAPluginThatFailsLeavesNothing(t *testing.T) {
 	cancel()
 	wantKind(t, "Reconcile", <-done, context.Canceled)
 	w.want(0)
-	if err := s.Attach(t.Context(), q); err != nil {
+	if err := s.Pass(t.Context(), q); err != nil {
 		t.Error(err)
 	}
 	w.connected(one)
@@ -163,7 +164,7 @@ func TestEventsEndAttachments(t *testing.T) {
 	gone := func() bool { return len(s.Attachments()) == 0 }
 
 	// The exit of the first process ends it, while the task is still there.
-	if err := s.Attach(t.Context(), w.start(one, 10, webLabels)); err != nil {
+	if err := s.Pass(t.Context(), w.start(one, 10, webLabels)); err != nil {
 		t.Fatal(err)
 	}
 	w.status(one, task.Stopped)
@@ -173,7 +174,7 @@ func TestEventsEndAttachments(t *testing.T) {
 
 	// Events of an earlier task, told late or twice, do nothing to this one;
 	// nor do those of an exec.
-	if err := s.Attach(t.Context(), w.start(one, 11, webLabels)); err != nil {
+	if err := s.Pass(t.Context(), w.start(one, 11, webLabels)); err != nil {
 		t.Fatal(err)
 	}
 	s.Hear(exit("web"))
@@ -185,7 +186,7 @@ func TestEventsEndAttachments(t *testing.T) {
 	w.status(one, task.Running)
 
 	// One that nobody told of is found by the next look at everything.
-	if err := s.Attach(t.Context(), w.start(key{"one", "other"}, 12, onNetwork(""))); err != nil {
+	if err := s.Pass(t.Context(), w.start(key{"one", "other"}, 12, onNetwork(""))); err != nil {
 		t.Fatal(err)
 	}
 	w.deleteTask(key{"one", "other"})
@@ -204,7 +205,7 @@ func TestEventsEndAttachments(t *testing.T) {
 
 func TestABootEndsEveryAttachment(t *testing.T) {
 	w := newWorld(t)
-	if err := w.open().Attach(t.Context(), w.start(one, 10, webLabels)); err != nil {
+	if err := w.open().Pass(t.Context(), w.start(one, 10, webLabels)); err != nil {
 		t.Fatal(err)
 	}
 	// The kernel's part is gone. Addresses are on disk, and a new namespace
@@ -217,7 +218,7 @@ func TestABootEndsEveryAttachment(t *testing.T) {
 	w.deleteTask(one)
 	q := w.start(two, 10, onNetwork(""))
 	s := w.open()
-	if err := s.Attach(t.Context(), q); err != nil {
+	if err := s.Pass(t.Context(), q); err != nil {
 		t.Fatalf("before anything is looked at: %v", err)
 	}
 	if err := settleAll(t, s); err != nil {
@@ -235,14 +236,14 @@ func TestManyAreConnectedAtOnceAndNotTooMany(t *testing.T) {
 	w.block = make(chan struct{})
 	s := w.open()
 	const n = 2*pluginsMax + 1
-	var requests []Request
+	var requests []gate.Request
 	for i := range n {
 		requests = append(requests, w.start(key{"one", fmt.Sprintf("c%d", i)}, uint32(100+i), onNetwork("")))
 	}
 	var wg sync.WaitGroup
 	for _, q := range requests {
 		wg.Go(func() {
-			if err := s.Attach(t.Context(), q); err != nil {
+			if err := s.Pass(t.Context(), q); err != nil {
 				t.Error(err)
 			}
 		})
@@ -267,12 +268,12 @@ func TestWhoAsksAndLeavesIsConnectedAllTheSame(t *testing.T) {
 	q := w.start(one, 10, webLabels)
 	ctx, leave := context.WithCancel(t.Context())
 	asked := make(chan error, 1)
-	go func() { asked <- s.Attach(ctx, q) }()
+	go func() { asked <- s.Pass(ctx, q) }()
 	eventually(t, "the plugin runs", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.running == 1 })
 	// Who asks meanwhile and has no time gets no answer, and does no harm.
 	short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	wantKind(t, "no time", s.Attach(short, q), context.DeadlineExceeded)
+	wantKind(t, "no time", s.Pass(short, q), context.DeadlineExceeded)
 	leave()
 	close(w.block)
 	if err := <-asked; err != nil {
@@ -327,7 +328,7 @@ func TestALostRootIsCollected(t *testing.T) {
 	leases := filepath.Join(t.TempDir(), "leases")
 	w.network("default", strings.Replace(defaultList, `"type":"host-local"`, fmt.Sprintf(`"type":"host-local","dataDir":%q`, leases), 1))
 	s := w.open()
-	if err := s.Attach(t.Context(), w.start(one, 10, webLabels)); err != nil {
+	if err := s.Pass(t.Context(), w.start(one, 10, webLabels)); err != nil {
 		t.Fatal(err)
 	}
 	lost := s.get(one).ID
@@ -363,7 +364,7 @@ func TestARecordThatCannotBeReadStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := w.open()
-	if err := s.Attach(t.Context(), w.start(one, 10, webLabels)); err != nil {
+	if err := s.Pass(t.Context(), w.start(one, 10, webLabels)); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, recordFile)); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/container/containertest"
+	"github.com/gantryd/gantry/services/gate"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/network"
 	"github.com/gantryd/gantry/services/task"
@@ -133,7 +134,7 @@ func (w *world) effect(name string, do func()) error {
 }
 
 // start makes a container, unless there is one, and a task that is created.
-func (w *world) start(k key, pid uint32, labels map[string]string) Request {
+func (w *world) start(k key, pid uint32, labels map[string]string) gate.Request {
 	w.t.Helper()
 	store := w.containers.In(namespace.Scope{Name: k.namespace})
 	_, err := store.Create(context.Background(), container.Container{
@@ -146,7 +147,7 @@ func (w *world) start(k key, pid uint32, labels map[string]string) Request {
 	defer w.mu.Unlock()
 	w.tasks[k] = task.Process{ContainerID: k.container, Pid: pid, Status: task.Created}
 	w.spaces[pid] = nsID{4, uint64(pid) + 1000}
-	return Request{Namespace: k.namespace, Container: k.container, Pid: pid, Labels: labels}
+	return gate.Request{Namespace: k.namespace, Container: k.container, Pid: int(pid), Labels: labels}
 }
 
 func (w *world) status(k key, status task.Status) {

@@ -19,7 +19,7 @@ import (
 // The nouns, without their wires and promises.
 const nouns = "services/ident services/idmap services/typed services/mount services/label services/filter services/suite " +
 	"services/namespace services/event services/lease services/content services/snapshot services/diff services/activation " +
-	"services/unpack services/image services/container services/task services/runner services/gate services/fsck services/backup services/gc "
+	"services/unpack services/image services/container services/task services/runner services/gate services/network services/fsck services/backup services/gc "
 
 // What an engine may know: contracts, the mechanisms of the kit that know no
 // wire, and libraries that are about disks and kernels.
@@ -57,6 +57,7 @@ var law = []struct{ from, may string }{
 	{"services/task", "services/namespace services/filter services/ident services/typed services/mount services/container"},
 	{"services/runner", "services/mount services/typed services/task"},
 	{"services/gate", "services/ident"},
+	{"services/network", "services/ident"},
 	{"services/gc", "services/lease"},
 
 	// The wire. Only these packages have heard of gRPC, ttrpc or NATS. The
@@ -92,6 +93,7 @@ var law = []struct{ from, may string }{
 	{"imaged", engine + "imaged/*"},
 	{"taskd", engine + "taskd/*"},
 	{"gatewayd", engine},
+	{"netd", nouns + "cni"},
 	{"contentd/*", engine + "contentd/*"},
 	{"snapshotd/*", engine + "snapshotd/*"},
 	{"imaged/*", engine + "imaged/*"},
@@ -119,6 +121,7 @@ var groups = []struct{ name, prefixes string }{
 	{"ttrpc", "github.com/containerd/ttrpc"},
 	{"nats", "github.com/nats-io/"},
 	{"badger", "github.com/dgraph-io/badger/"},
+	{"cni", "github.com/containernetworking/cni/"},
 	{"metrics", "github.com/prometheus/ github.com/grpc-ecosystem/go-grpc-middleware/"},
 	{"grpc", "go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/"},
 	{"otel", "go.opentelemetry.io/"},

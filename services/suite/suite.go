@@ -21,6 +21,10 @@ const (
 	Gatewayd  = "gatewayd"
 )
 
+// Netd is the plugin that connects containers to networks. It is no daemon of
+// the suite, which does without it, but is named and described like one.
+const Netd = "netd"
+
 // A Daemon is one process of the suite.
 type Daemon struct {
 	Name    string
