@@ -59,7 +59,8 @@
 //	backup     records, copied and put back        contentd
 //	gc         what nobody refers to, and goes     every owner; imaged coordinates
 //
-// Smaller words that they share are ident, idmap, label, filter, mount and typed.
+// Smaller words that they share are ident, idmap, label, filter, mount, network
+// and typed.
 //
 // # The kit
 //
