@@ -1,0 +1,94 @@
+package eventbus
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/ident"
+)
+
+var _ event.Reporter = (*Bus)(nil)
+
+// Status implements event.Reporter.
+func (b *Bus) Status(ctx context.Context) (event.Status, error) {
+	stream, err := b.stream.JetStream().Stream(ctx, eventnats.Stream)
+	if err != nil {
+		return event.Status{}, fmt.Errorf("event stream: %v: %w", err, errdefs.ErrUnavailable)
+	}
+	info := stream.CachedInfo()
+	st := event.Status{
+		Stream: event.Stream{
+			Epoch: b.epoch, First: info.State.FirstSeq, Last: info.State.LastSeq, Bytes: int64(info.State.Bytes),
+			BytesMax: info.Config.MaxBytes, AgeMax: info.Config.MaxAge, Oldest: info.State.FirstTime.UTC(),
+		},
+		ConnectionsMax: connectionsMax,
+	}
+	if info.State.Msgs == 0 {
+		st.Stream.First, st.Stream.Oldest = info.State.LastSeq+1, time.Time{}
+	}
+	return st, b.reportPeers(&st)
+}
+
+// reportPeers says who is connected, and who of them answers a gate.
+func (b *Bus) reportPeers(st *event.Status) error {
+	z, err := b.server.Connz(&server.ConnzOptions{Username: true, Subscriptions: true, Limit: math.MaxInt32})
+	if err != nil {
+		return fmt.Errorf("connections of the bus: %v: %w", err, errdefs.ErrInternal)
+	}
+	peers, gates := make(map[string]event.Peer), make(map[string]event.Gate)
+	for _, p := range b.cfg.Plugins {
+		peers[p.Name] = event.Peer{Name: p.Name}
+		for _, g := range p.Gates {
+			gates[g] = event.Gate{Name: g, Plugins: []string{p.Name}}
+		}
+	}
+	for _, c := range z.Conns {
+		if c.AuthorizedUser == roleBus {
+			continue
+		}
+		name := strings.TrimPrefix(c.AuthorizedUser, Plugin{}.account())
+		p := peers[name]
+		p.Name, p.Connections = name, p.Connections+1
+		p.Subscriptions += int(c.NumSubs)
+		p.Pending += int64(c.Pending)
+		peers[name] = p
+		st.Connections++
+		for _, s := range c.Subs {
+			if g, ok := gateOf(s); ok {
+				was := gates[g]
+				gates[g] = event.Gate{Name: g, Plugins: with(was.Plugins, name), Present: true}
+			}
+		}
+	}
+	st.Peers = slices.SortedFunc(maps.Values(peers), func(a, b event.Peer) int { return cmp.Compare(a.Name, b.Name) })
+	st.Gates = slices.SortedFunc(maps.Values(gates), func(a, b event.Gate) int { return cmp.Compare(a.Name, b.Name) })
+	return nil
+}
+
+// gateOf returns the gate that a subscription answers. One to more subjects
+// than one only listens.
+func gateOf(subject string) (string, bool) {
+	token, ok := strings.CutPrefix(subject, subjectGates)
+	name := strings.ReplaceAll(token, "%2E", ".")
+	return name, ok && !strings.Contains(token, ".") && ident.Check(name) == nil
+}
+
+func with(names []string, name string) []string {
+	if slices.Contains(names, name) {
+		return names
+	}
+	names = append(slices.Clone(names), name)
+	slices.Sort(names)
+	return names
+}
