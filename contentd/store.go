@@ -154,6 +154,12 @@ func (s *Store) Close() error { return s.kv.Close() }
 // daemon's.
 func (s *Store) Publish(ctx context.Context) error { return s.box.Publish(ctx, s.needs.Events) }
 
+// Outbox says what the bus has not taken yet.
+func (s *Store) Outbox() (suite.Outbox, error) {
+	w, err := s.box.Waiting()
+	return suite.Outbox(w), err
+}
+
 // In implements [content.Stores].
 func (s *Store) In(scope namespace.Scope) content.Store { return &scoped{s, scope} }
 

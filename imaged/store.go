@@ -114,6 +114,12 @@ func (s *Store) Namespaces() namespace.Store { return namespaces{s} }
 // Publish tells the bus of what happened here, until ctx ends.
 func (s *Store) Publish(ctx context.Context) error { return s.box.Publish(ctx, s.events) }
 
+// Outbox says what the bus has not taken yet.
+func (s *Store) Outbox() (suite.Outbox, error) {
+	w, err := s.box.Waiting()
+	return suite.Outbox(w), err
+}
+
 // Close ends the store, after its works.
 func (s *Store) Close() error { return s.db.Close() }
 

@@ -161,6 +161,12 @@ func (s *Store) Close() error { return errors.Join(s.mounter.Close(), s.kv.Close
 // Publish hands events to the bus until ctx ends.
 func (s *Store) Publish(ctx context.Context) error { return s.box.Publish(ctx, s.needs.Events) }
 
+// Outbox says what the bus has not taken yet.
+func (s *Store) Outbox() (suite.Outbox, error) {
+	w, err := s.box.Waiting()
+	return suite.Outbox(w), err
+}
+
 // lookup asks whether the scope's lease exists; without one it is the zero Ref.
 func (s *Store) lookup(ctx context.Context, scope namespace.Scope) (lease.Ref, error) {
 	if scope.Lease == "" {

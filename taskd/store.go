@@ -141,6 +141,12 @@ func (s *Store) Tasks() task.Services { return services{s} }
 // Publish tells the events of containers, until ctx ends.
 func (s *Store) Publish(ctx context.Context) error { return s.outbox.Publish(ctx, s.events) }
 
+// Outbox says what the bus has not taken yet.
+func (s *Store) Outbox() (suite.Outbox, error) {
+	w, err := s.outbox.Waiting()
+	return suite.Outbox(w), err
+}
+
 // Interrupt ends every Wait, and every Start that waits for a gate, with
 // [errdefs.ErrUnavailable], so that a daemon that stops need not outlast its
 // containers.

@@ -85,6 +85,7 @@ func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Server:    srv,
 		Listeners: []net.Listener{lis},
 		Plugins:   contentdPlugins(blobs, store.Name()),
+		Outbox:    store.Outbox,
 		Log:       log,
 	}, store.Publish, store.KeepBackups, store.Collect, func(ctx context.Context) error { return handles.Serve(ctx, files) })
 }

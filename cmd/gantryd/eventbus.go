@@ -10,6 +10,7 @@ import (
 
 	"github.com/gantryd/gantry/eventbus"
 	"github.com/gantryd/gantry/services/daemon"
+	"github.com/gantryd/gantry/services/event/busrpc"
 	"github.com/gantryd/gantry/services/event/eventrpc"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/suite"
@@ -58,6 +59,7 @@ func eventbusMain(ctx context.Context, log *slog.Logger, args []string) error {
 	}
 	srv := rpc.NewServer(suite.Eventbus, log, rpc.WithOperators(cfg.Group))
 	eventrpc.Register(srv, bus)
+	busrpc.Register(srv, bus)
 	return daemon.Serve(ctx, daemon.Serving{
 		Name:      suite.Eventbus,
 		Common:    cfg.Common,

@@ -76,6 +76,7 @@ func imagedMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Server:    srv,
 		Listeners: []net.Listener{lis},
 		Plugins:   imagedPlugins,
+		Outbox:    store.Outbox,
 		Log:       log,
 	}, store.Publish, store.Forget, store.Expire)
 }

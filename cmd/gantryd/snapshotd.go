@@ -96,6 +96,7 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Server:    srv,
 		Listeners: []net.Listener{lis},
 		Plugins:   store.Plugins(),
+		Outbox:    store.Outbox,
 		Log:       log,
 	}, store.Publish, store.KeepBackups, store.Collect, store.CollectExternal, store.Unmount)
 }

@@ -92,6 +92,7 @@ func taskdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Server:    srv,
 		Listeners: []net.Listener{lis},
 		Plugins:   taskdPlugins,
+		Outbox:    store.Outbox,
 		Log:       log,
 	}, store.Recover, store.Publish)
 }

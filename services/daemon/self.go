@@ -15,13 +15,14 @@ import (
 type self struct {
 	name    string
 	plugins []suite.Plugin
+	outbox  func() (suite.Outbox, error) // may be nil
 	started time.Time
 }
 
 var _ suite.Describer = self{}
 
-func newSelf(name string, plugins []suite.Plugin) self {
-	return self{name: name, plugins: plugins, started: time.Now()}
+func newSelf(s Serving) self {
+	return self{name: s.Name, plugins: s.Plugins, outbox: s.Outbox, started: time.Now()}
 }
 
 // Describe implements [suite.Describer].
@@ -30,14 +31,22 @@ func (s self) Describe(context.Context) (suite.Description, error) {
 	if err != nil {
 		return suite.Description{}, err
 	}
-	return suite.Description{
+	d := suite.Description{
 		Daemon:  s.name,
 		Version: Version(),
 		Pid:     os.Getpid(),
 		Started: s.started,
 		Memory:  memory,
 		Plugins: s.plugins,
-	}, nil
+	}
+	if s.outbox == nil {
+		return d, nil
+	}
+	// A database that cannot be read is no reason to say nothing.
+	if o, err := s.outbox(); err == nil {
+		d.Outbox = &o
+	}
+	return d, nil
 }
 
 // resident returns this process's resident memory in bytes.

@@ -31,6 +31,10 @@ type Serving struct {
 	Plugins   []suite.Plugin // what the daemon tells of its parts
 	Log       *slog.Logger
 
+	// Outbox says what of the daemon's events the bus has not taken yet; nil of
+	// a daemon that has none.
+	Outbox func() (suite.Outbox, error)
+
 	// Health is the daemon's own health service, if it has more to say than
 	// that it serves. It may be nil.
 	Health *health.Server
@@ -49,7 +53,7 @@ func Serve(ctx context.Context, s Serving, work ...func(context.Context) error) 
 		hs = health.NewServer()
 	}
 	healthpb.RegisterHealthServer(s.Server, hs)
-	suiterpc.Register(s.Server, newSelf(s.Name, s.Plugins))
+	suiterpc.Register(s.Server, newSelf(s))
 	for service := range s.Server.GetServiceInfo() {
 		hs.SetServingStatus(service, healthpb.HealthCheckResponse_SERVING)
 	}

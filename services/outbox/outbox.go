@@ -71,10 +71,11 @@ type Box struct {
 	// wake has an item when rows were added that Publish may not have seen.
 	wake chan struct{}
 
-	// mu guards taken, the rows that the bus has and that are still in the
-	// database, in their order.
+	// mu guards the fields below it: the rows that the bus has and that are
+	// still in the database, in their order, and since when it takes no more.
 	mu    sync.Mutex
 	taken []row
+	away  time.Time
 }
 
 // A row is an event on its way. Another database that takes the place of this one
@@ -293,6 +294,7 @@ func (p *publishing) send(ctx context.Context, rows []row) (int, error) {
 		}
 		if !p.away.IsZero() {
 			p.log.Info("the bus takes events again", "away", time.Since(p.away).Round(time.Millisecond).String())
+			p.isAway(time.Time{})
 		}
 		p.away, p.retry = time.Time{}, retryMin
 	}
@@ -337,6 +339,7 @@ func (p *publishing) wait(ctx context.Context, err error) {
 	now := time.Now()
 	if p.away.IsZero() {
 		p.away = now
+		p.isAway(now)
 	}
 	if now.Sub(p.said) >= sayAgain {
 		p.said = now

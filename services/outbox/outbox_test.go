@@ -325,3 +325,42 @@ func TestAnEventTakesTheRowsBeforeItAlong(t *testing.T) {
 
 // carryMax is the outbox's.
 const carryMax = 16
+
+func TestWaitingIsWhatTheBusHasNotTaken(t *testing.T) {
+	d := open(t, t.TempDir())
+	want := func(depth int, away bool) func() bool {
+		return func() bool {
+			w, err := d.Waiting()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return w.Depth == depth && w.Oldest.IsZero() == (depth == 0) && w.Away.IsZero() != away
+		}
+	}
+	if !want(0, false)() {
+		t.Error("something waits in an empty outbox")
+	}
+	bus := &flaky{Publisher: eventtest.NewMemory()}
+	bus.fail(errdefs.ErrUnavailable)
+	began := time.Now()
+	for i := range 20 {
+		d.tell(fmt.Sprint("c", i))
+	}
+	stop := d.publishing(bus)
+	eventually(t, "twenty wait", want(20, true))
+	if w, err := d.Waiting(); err != nil || w.Oldest.Before(began.Add(-time.Minute)) || w.Away.Before(began) {
+		t.Errorf("Waiting: %+v, %v", w, err)
+	}
+	bus.fail(nil)
+	eventually(t, "none wait", want(0, false))
+	d.tell("later")
+	eventually(t, "none wait", want(0, false))
+	stop()
+	if !want(0, false)() {
+		t.Error("something waits in the end")
+	}
+	d.tell("last")
+	if !want(1, false)() {
+		t.Error("what was told without a publisher does not wait")
+	}
+}
