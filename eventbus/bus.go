@@ -94,7 +94,9 @@ func (b *Bus) newServer() (*server.Server, error) {
 
 		CustomClientAuthentication: b.roles,
 
-		MaxConn:            connectionsMax + len(b.cfg.Plugins)*pluginConnections + 8,
+		MaxConn:            connectionsMax + len(b.cfg.Plugins)*pluginConnections + tcpConnections + 8,
+		AuthTimeout:        (2 * greetingTime).Seconds(),
+		AlwaysEnableNonce:  true, // for keys
 		MaxPayload:         messageMax,
 		MaxPending:         pendingMax,
 		JetStream:          true,

@@ -13,6 +13,7 @@ type Config struct {
 	RetainHours int      `toml:"retain_hours"` // events older than this go
 	RetainMiB   int      `toml:"retain_mib"`   // the oldest events go when all are larger
 	Plugins     []Plugin `toml:"plugins"`      // who else may follow events
+	TCP         TCP      `toml:"tcp"`          // where plugins connect that have a key
 }
 
 // Default is the config of a node that runs the suite under systemd.
@@ -43,7 +44,7 @@ func (c Config) Check() error {
 	if c.RetainMiB < retainMiBMin || c.RetainMiB > retainMiBMax {
 		errs = append(errs, fmt.Errorf("retain_mib: %d is not from %d to %d", c.RetainMiB, retainMiBMin, retainMiBMax))
 	}
-	errs = append(errs, checkPlugins(c.Plugins))
+	errs = append(errs, c.TCP.check(), checkPlugins(c.Plugins, c.TCP))
 	return errors.Join(errs...)
 }
 

@@ -7,6 +7,8 @@
 // server through its in-process door, with the name and the secret of the role
 // that the peer's uid has. A uid without a role is closed at once.
 //
+// [Bus.ServeTCP] does the same where a plugin is known by a key instead of a uid.
+//
 // Daemons, root and the bus itself are in one account of the server, the node's,
 // with the stream. Each plugin has an account of its own, without JetStream. Into
 // it come the subjects that the config grants, and nothing else; out of it go its
@@ -39,7 +41,7 @@
 // 1 MiB. Identical ids collapse within an hour. The window: 1,024 events or 4
 // MiB; a subscriber that is further behind reads the stream again, 256 events at
 // a time, and one whose next event is no longer kept is told so and ended.
-// Connections: 1,024, and 32 of each plugin; one more is closed. A plugin's have
+// Connections: 1,024, and 32 of each plugin, and 256 by TCP; one more is closed. A plugin's have
 // 256 subscriptions each and say at most 64 KiB at once. There are at most 64
 // plugins.
 //
@@ -49,5 +51,5 @@
 //
 // # Needs
 //
-// Nothing: no capability and no network.
+// Nothing: no capability, and no network unless the config asks for it.
 package eventbus

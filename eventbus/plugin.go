@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nkeys"
 )
 
 // A Plugin is a program that is no part of the suite and may follow some of its
@@ -16,7 +17,8 @@ import (
 // it may not.
 type Plugin struct {
 	Name      string   `toml:"name"`
-	User      string   `toml:"user"`      // who connects as the plugin: a name or a number
+	User      string   `toml:"user"`      // who connects as the plugin to the socket: a name or a number
+	NKey      string   `toml:"nkey"`      // instead of a user: whose key connects as the plugin by TCP
 	Subscribe []string `toml:"subscribe"` // subjects of events: gantry.v1.<namespace>.<noun>.<verb>, with wildcards
 	Gates     []string `toml:"gates"`     // names of the gates that it answers
 }
@@ -36,7 +38,7 @@ var (
 )
 
 // checkPlugins returns every mistake in the table.
-func checkPlugins(plugins []Plugin) error {
+func checkPlugins(plugins []Plugin, tcp TCP) error {
 	var errs []error
 	if len(plugins) > pluginsMax {
 		errs = append(errs, fmt.Errorf("plugins: %d are more than %d", len(plugins), pluginsMax))
@@ -52,7 +54,14 @@ func checkPlugins(plugins []Plugin) error {
 			wrong("name: there are two")
 		}
 		names[p.Name] = true
-		p.checkUser(users, wrong)
+		switch {
+		case p.User != "" && p.NKey != "":
+			wrong("user, nkey: want one of them")
+		case p.NKey != "":
+			p.checkNKey(users, tcp, wrong)
+		default:
+			p.checkUser(users, wrong)
+		}
 		p.checkSubjects(wrong)
 		p.checkGates(gates, wrong)
 	}
@@ -70,6 +79,18 @@ func (p Plugin) checkUser(seen map[string]string, wrong func(string, ...any)) {
 		wrong("user: %q is plugin %q already; a peer is one plugin", p.User, other)
 	}
 	seen[p.User] = p.Name
+}
+
+func (p Plugin) checkNKey(seen map[string]string, tcp TCP, wrong func(string, ...any)) {
+	switch other, again := seen[p.NKey]; {
+	case !nkeys.IsValidPublicUserKey(p.NKey):
+		wrong("nkey: %q is not the public key of a user (U…)", p.NKey)
+	case tcp.Listen == "":
+		wrong("nkey: there is no tcp.listen to connect to")
+	case again:
+		wrong("nkey: it is that of plugin %q already; a peer is one plugin", other)
+	}
+	seen[p.NKey] = p.Name
 }
 
 func (p Plugin) checkSubjects(wrong func(string, ...any)) {

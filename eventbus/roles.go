@@ -3,6 +3,7 @@ package eventbus
 import (
 	"crypto/rand"
 	"crypto/subtle"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nkeys"
 
 	"github.com/gantryd/gantry/services/event/eventnats"
 	"github.com/gantryd/gantry/services/suite"
@@ -51,11 +53,12 @@ type role struct {
 type roles struct {
 	byName map[string]*role
 	byUID  map[uint32]*role
+	byKey  map[string]*role // public
 }
 
 // newRoles finds out which uids have a role. One that has none is nobody.
 func newRoles(cfg Config, log *slog.Logger) (*roles, error) {
-	r := &roles{byName: make(map[string]*role), byUID: make(map[uint32]*role)}
+	r := &roles{byName: make(map[string]*role), byUID: make(map[uint32]*role), byKey: make(map[string]*role)}
 	shared := make(chan struct{}, connectionsMax)
 	r.add(role{name: roleBus, account: accountNode, free: shared})
 	operator := r.add(role{name: roleOperator, account: accountNode, free: shared, may: operatorMay()})
@@ -72,6 +75,10 @@ func newRoles(cfg Config, log *slog.Logger) (*roles, error) {
 			name: p.account(), account: p.account(), may: p.permissions(),
 			free: make(chan struct{}, pluginConnections),
 		})
+		if p.NKey != "" {
+			r.byKey[p.NKey] = own
+			continue
+		}
 		uid, err := uidOf(p.User)
 		if err != nil {
 			log.Info("a plugin cannot connect until its user is there and the bus starts again", "plugin", p.Name, "user", p.User, "err", err)
@@ -116,11 +123,11 @@ func (r *roles) in(s *server.Server) error {
 	return errors.Join(errs...)
 }
 
-// Check lets a connection in under the role whose secret it has. It implements
-// the server's interface for that.
+// Check lets a connection in under the role whose secret it has, or whose key. It
+// implements the server's interface for that.
 func (r *roles) Check(c server.ClientAuthentication) bool {
-	own, ok := r.byName[c.GetOpts().Username]
-	if !ok || own.in == nil || subtle.ConstantTimeCompare([]byte(c.GetOpts().Password), []byte(own.secret)) == 0 {
+	own := r.greeted(c.GetOpts(), c.GetNonce())
+	if own == nil || own.in == nil {
 		return false
 	}
 	// The account may refuse it, without a word to us. It has the permissions
@@ -128,6 +135,29 @@ func (r *roles) Check(c server.ClientAuthentication) bool {
 	c.RegisterUser(&server.User{Username: own.name, Permissions: own.may})
 	c.RegisterUser(&server.User{Username: own.name, Permissions: own.may, Account: own.in})
 	return true
+}
+
+// greeted returns the role of a greeting, or nil.
+func (r *roles) greeted(o *server.ClientOpts, nonce []byte) *role {
+	if o.Nkey == "" {
+		own := r.byName[o.Username]
+		if own == nil || subtle.ConstantTimeCompare([]byte(o.Password), []byte(own.secret)) == 0 {
+			return nil
+		}
+		return own
+	}
+	key, err := nkeys.FromPublicKey(o.Nkey)
+	if err != nil || len(nonce) == 0 {
+		return nil
+	}
+	signature, err := base64.RawURLEncoding.DecodeString(o.Sig)
+	if err != nil {
+		return nil
+	}
+	if err := key.Verify(nonce, signature); err != nil {
+		return nil
+	}
+	return r.byKey[o.Nkey]
 }
 
 func operatorMay() *server.Permissions {

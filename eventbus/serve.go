@@ -26,6 +26,20 @@ const (
 // daemon; it closes lis. Whoever has no role is closed before it costs more than
 // its descriptor: the socket is open to everybody.
 func (b *Bus) ServeNATS(ctx context.Context, lis net.Listener) error {
+	return b.accept(ctx, lis, func(c net.Conn) (func(context.Context), error) {
+		own, err := b.admit(c)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) {
+			defer func() { <-own.free }()
+			b.serve(ctx, c, own)
+		}, nil
+	})
+}
+
+// accept serves whom admit admits, until ctx ends.
+func (b *Bus) accept(ctx context.Context, lis net.Listener, admit func(net.Conn) (serve func(context.Context), err error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(ctx, func() { lis.Close() })
 	defer stop()
@@ -49,15 +63,15 @@ func (b *Bus) ServeNATS(ctx context.Context, lis net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("nats: %w", err)
 		}
-		own, err := b.admit(c)
+		serve, err := admit(c)
 		if err != nil {
 			c.Close()
 			refused.add(time.Now(), err)
 			continue
 		}
 		connections.Go(func() {
-			defer func() { <-own.free }()
-			b.serve(ctx, c, own)
+			defer c.Close()
+			serve(ctx)
 		})
 	}
 }
@@ -101,12 +115,25 @@ func (r *refusals) add(now time.Time, err error) {
 
 // serve hands a connection to the server, under its role.
 func (b *Bus) serve(ctx context.Context, outer net.Conn, own *role) {
-	defer outer.Close()
 	inner, err := b.server.InProcessConn()
 	if err != nil {
 		return // it is closing
 	}
-	defer inner.Close()
+	r := bufio.NewReaderSize(outer, greetingMax)
+	splice(ctx, outer, inner, inner, func() (io.Reader, error) {
+		if err := b.greet(inner, outer, r, own); err != nil {
+			b.log.Debug("a peer did not greet", "role", own.name, "err", err)
+			return nil, err
+		}
+		b.log.Debug("connected", "role", own.name)
+		return r, nil
+	})
+}
+
+// splice carries bytes between a peer and the server until one of them, or ctx,
+// ends. What the server says, says says. What the peer says is known once begin
+// returns.
+func splice(ctx context.Context, outer, inner net.Conn, says io.Reader, begin func() (io.Reader, error)) {
 	stop := context.AfterFunc(ctx, func() { inner.Close(); outer.Close() })
 	defer stop()
 
@@ -116,16 +143,11 @@ func (b *Bus) serve(ctx context.Context, outer net.Conn, own *role) {
 	defer inner.Close()
 	other.Go(func() {
 		defer outer.Close()
-		_, _ = io.Copy(outer, inner)
+		_, _ = io.Copy(outer, says)
 	})
-	r := bufio.NewReaderSize(outer, greetingMax)
-	if err := b.greet(inner, outer, r, own); err != nil {
-		b.log.Debug("a peer did not greet", "role", own.name, "err", err)
-		outer.Close()
-		return
+	if said, err := begin(); err == nil {
+		_, _ = io.Copy(inner, said)
 	}
-	b.log.Debug("connected", "role", own.name)
-	_, _ = io.Copy(inner, r)
 	outer.Close()
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"time"
 
 	"github.com/gantryd/gantry/eventbus"
 	"github.com/gantryd/gantry/services/daemon"
@@ -57,6 +58,15 @@ func eventbusMain(ctx context.Context, log *slog.Logger, args []string) error {
 	if err != nil {
 		return err
 	}
+	works := []func(context.Context) error{
+		bus.Deliver,
+		bus.Watch,
+		func(ctx context.Context) error { return bus.ServeNATS(ctx, nats) },
+		func(ctx context.Context) error { return eventrpc.ServeShims(ctx, shims, bus) },
+	}
+	if cfg.TCP.Listen != "" {
+		works = append(works, func(ctx context.Context) error { return serveTCP(ctx, log, cfg.TCP.Listen, bus) })
+	}
 	srv := rpc.NewServer(suite.Eventbus, log, rpc.WithOperators(cfg.Group))
 	eventrpc.Register(srv, bus)
 	busrpc.Register(srv, bus)
@@ -67,12 +77,26 @@ func eventbusMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Listeners: []net.Listener{lis},
 		Plugins:   eventbusPlugins,
 		Log:       log,
-	},
-		bus.Deliver,
-		bus.Watch,
-		func(ctx context.Context) error { return bus.ServeNATS(ctx, nats) },
-		func(ctx context.Context) error { return eventrpc.ServeShims(ctx, shims, bus) },
-	)
+	}, works...)
+}
+
+// serveTCP serves plugins that connect by TCP. An address that is taken, or not
+// there yet, keeps nobody waiting but them.
+func serveTCP(ctx context.Context, log *slog.Logger, address string, bus *eventbus.Bus) error {
+	var listen net.ListenConfig
+	for {
+		lis, err := listen.Listen(ctx, "tcp", address)
+		if err == nil {
+			log.Info("listening for plugins", "address", lis.Addr())
+			return bus.ServeTCP(ctx, lis)
+		}
+		log.Error("not listening for plugins yet", "err", err)
+		select {
+		case <-time.After(5 * time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // eventbusPlugins are what clients that look for plugins find here.
