@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/gantryd/gantry/services/event/eventnats"
 )
 
 // Accounts of the server are rooms without doors: a message stays in the one in
@@ -18,9 +20,9 @@ const accountNode = "GANTRY"
 
 // Subjects that are not events.
 const (
-	subjectRead  = "gantry.bus.v1.read" // the past is asked for here
-	subjectGates = "gantry.v1.gate."    // and a gate's name
-	inboxes      = "_INBOX.>"           // answers
+	subjectRead  = eventnats.ReadSubject // the past is asked for here
+	subjectGates = "gantry.v1.gate."     // and a gate's name
+	inboxes      = "_INBOX.>"            // answers
 )
 
 // What an account of a plugin may use of the server, whatever it does.

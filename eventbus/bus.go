@@ -46,6 +46,8 @@ type Bus struct {
 	stream *eventnats.Bus
 	epoch  string
 	window window
+
+	readers readers
 }
 
 var _ event.Bus = (*Bus)(nil)
@@ -210,7 +212,7 @@ func (b *Bus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq
 	}
 	return func(yield func(event.Event, error) bool) {
 		for {
-			events, err := b.next(ctx, at.Sequence+1)
+			events, err := b.next(ctx, nil, at.Sequence+1)
 			if err != nil {
 				yield(event.Event{}, err)
 				return
@@ -231,8 +233,12 @@ func (b *Bus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq
 // catchUp is how many events a subscriber that is behind reads at once.
 const catchUp = 256
 
-// next waits for the event at a sequence and returns it and some that follow.
-func (b *Bus) next(ctx context.Context, from uint64) ([]event.Event, error) {
+// errOver is that nothing came in time.
+var errOver = errors.New("no event in time")
+
+// next waits for the event at a sequence, until over, which may be nil, and
+// returns it and some that follow.
+func (b *Bus) next(ctx context.Context, over <-chan time.Time, from uint64) ([]event.Event, error) {
 	for {
 		events, added, behind := b.window.from(from)
 		if len(events) > 0 {
@@ -243,6 +249,8 @@ func (b *Bus) next(ctx context.Context, from uint64) ([]event.Event, error) {
 		}
 		select {
 		case <-added:
+		case <-over:
+			return nil, errOver
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

@@ -16,6 +16,11 @@
 // and its answers to the gates that it was granted. So whatever subject a plugin
 // makes up, also as the place for an answer, ends in its own account.
 //
+// The past is read by asking for the events behind a cursor, with a wait for
+// those to come; package eventnats says how. The reader keeps the cursor, and
+// nobody but the bus itself touches JetStream: a consumer of the server's would
+// write wherever its reader asks it to, and keep a place for one that is gone.
+//
 // # On disk
 //
 //	<root>/jetstream/    the server's own store: the stream EVENTS of the
@@ -32,18 +37,21 @@
 //
 // # Locking
 //
-// window.mu guards the latest events in memory and is a leaf. Nothing else is
-// shared.
+// window.mu guards the latest events in memory, and readers.mu who reads. Both
+// are leaves. Nothing else is shared.
 //
 // # Limits
 //
 // The stream: an age and a size from the config; the oldest go first. An event:
 // 1 MiB. Identical ids collapse within an hour. The window: 1,024 events or 4
 // MiB; a subscriber that is further behind reads the stream again, 256 events at
-// a time, and one whose next event is no longer kept is told so and ended.
-// Connections: 1,024, and 32 of each plugin, and 256 by TCP; one more is closed. A plugin's have
-// 256 subscriptions each and say at most 64 KiB at once. There are at most 64
-// plugins.
+// a time, and one whose next event is no longer kept is told so and ended. A read
+// by NATS: 256 events or 1 MiB, and 25 seconds of waiting. Reads at once: 2,048,
+// and 64 of each plugin; one more is refused. Named readers that are remembered:
+// 64 of each plugin; the one seen longest ago is forgotten for a new one.
+// Connections: 1,024, and 32 of each plugin, and 256 by TCP; one more is closed.
+// A plugin's have 256 subscriptions each and say at most 64 KiB at once. There
+// are at most 64 plugins.
 //
 // # Events
 //

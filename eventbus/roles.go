@@ -16,7 +16,6 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
 
-	"github.com/gantryd/gantry/services/event/eventnats"
 	"github.com/gantryd/gantry/services/suite"
 )
 
@@ -162,14 +161,7 @@ func (r *roles) greeted(o *server.ClientOpts, nonce []byte) *role {
 
 func operatorMay() *server.Permissions {
 	return &server.Permissions{
-		Publish: &server.SubjectPermission{Allow: []string{
-			"gantry.v1.>", subjectRead,
-			"$JS.API.INFO", "$JS.API.STREAM.INFO." + eventnats.Stream,
-			// Consumers that end with their reader. One could write
-			// elsewhere by them, as root can anyway.
-			"$JS.API.CONSUMER.*." + eventnats.Stream + ".>", "$JS.API.CONSUMER.MSG.NEXT." + eventnats.Stream + ".>",
-			"$JS.API.DIRECT.GET." + eventnats.Stream, "$JS.FC.>",
-		}},
+		Publish:   allowed([]string{"gantry.v1.>", subjectRead}),
 		Subscribe: allowed([]string{"gantry.v1.>", inboxes}),
 		Response:  &server.ResponsePermission{MaxMsgs: 1, Expires: time.Minute},
 	}

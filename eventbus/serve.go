@@ -22,10 +22,22 @@ const (
 	greetingMax  = 4096 // bytes; what the server takes
 )
 
-// ServeNATS serves NATS on a unix socket until ctx ends. It is a work of the
-// daemon; it closes lis. Whoever has no role is closed before it costs more than
-// its descriptor: the socket is open to everybody.
+// ServeNATS serves NATS on a unix socket until ctx ends, and whoever reads events
+// by NATS, also from elsewhere. It is a work of the daemon; it closes lis. Whoever
+// has no role is closed before it costs more than its descriptor: the socket is
+// open to everybody.
 func (b *Bus) ServeNATS(ctx context.Context, lis net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	answer, err := b.answerReads(ctx)
+	if err != nil {
+		cancel()
+		lis.Close()
+		return fmt.Errorf("nats: %w", err)
+	}
+	var reads sync.WaitGroup
+	reads.Go(answer)
+	defer reads.Wait()
+	defer cancel()
 	return b.accept(ctx, lis, func(c net.Conn) (func(context.Context), error) {
 		own, err := b.admit(c)
 		if err != nil {

@@ -37,6 +37,7 @@ func (b *Bus) Status(ctx context.Context) (event.Status, error) {
 	if info.State.Msgs == 0 {
 		st.Stream.First, st.Stream.Oldest = info.State.LastSeq+1, time.Time{}
 	}
+	st.Readers = b.readers.list(event.Cursor{Epoch: b.epoch, Sequence: info.State.LastSeq})
 	return st, b.reportPeers(&st)
 }
 

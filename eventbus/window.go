@@ -70,6 +70,13 @@ func (w *window) from(sequence uint64) (events []event.Event, added <-chan struc
 	return w.events[i:len(w.events):len(w.events)], w.added, false
 }
 
+// has says whether what comes behind a sequence is here, or still to come.
+func (w *window) has(sequence uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return sequence+1 >= w.first && sequence+1 <= w.first+uint64(len(w.events))
+}
+
 func (w *window) begin() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -13,42 +13,15 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gantryd/gantry/services/event"
-	"github.com/gantryd/gantry/services/filter"
 )
 
 // fetchMax is how many bytes of messages are on their way to a reader.
 const fetchMax = 4 << 20
 
-// JetStream is for the bus itself, which makes the stream.
-func (b *Bus) JetStream() jetstream.JetStream { return b.js }
+// What is in this file is for the bus itself: nobody else may use the stream.
 
-// Subscribe implements event.Subscriber, for those who may make consumers: root
-// and the bus itself. When the connection is lost the sequence ends with
-// [errdefs.ErrUnavailable]; the cursor of the last event goes on.
-func (b *Bus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq2[event.Event, error], error) {
-	f, err := filter.Parse(o.Filters...)
-	if err != nil {
-		return nil, err
-	}
-	begin, err := b.Begin(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	if o.Reached != nil {
-		o.Reached(begin)
-	}
-	return func(yield func(event.Event, error) bool) {
-		for e, err := range b.Read(ctx, begin) {
-			if err != nil {
-				yield(event.Event{}, err)
-				return
-			}
-			if e.ID != "" && f.Match(e.Fields()) && !yield(e, nil) {
-				return
-			}
-		}
-	}, nil
-}
+// JetStream is what the stream is made with.
+func (b *Bus) JetStream() jetstream.JetStream { return b.js }
 
 // Begin returns the cursor past which a subscription begins.
 func (b *Bus) Begin(ctx context.Context, o event.SubscribeOptions) (event.Cursor, error) {
