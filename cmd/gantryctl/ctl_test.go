@@ -119,7 +119,7 @@ func TestHelpIsTheGoldenOne(t *testing.T) {
 	for _, args := range []string{
 		"", "run", "exec", "ps", "stop", "rm", "image", "image import", "image ls", "image rm",
 		"fsck", "fsck content", "fsck snapshots", "backup", "backup content", "backup snapshots", "restore", "restore content", "restore snapshots",
-		"events", "up", "demo", "status", "peers", "version",
+		"events", "bus", "bus status", "gate", "gate ls", "up", "demo", "status", "peers", "version",
 	} {
 		name := "help-" + strings.ReplaceAll(args, " ", "-") + ".txt"
 		if args == "" {

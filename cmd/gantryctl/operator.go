@@ -10,6 +10,8 @@ import (
 	"github.com/gantryd/gantry/services/backup/backuprpc"
 	"github.com/gantryd/gantry/services/content"
 	"github.com/gantryd/gantry/services/content/contentrpc"
+	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/event/busrpc"
 	"github.com/gantryd/gantry/services/fsck"
 	"github.com/gantryd/gantry/services/fsck/fsckrpc"
 	"github.com/gantryd/gantry/services/rpc"
@@ -25,6 +27,7 @@ type operator struct {
 	snapshots snapshot.Meter
 	checker   fsck.Checker
 	keeper    backup.Keeper
+	bus       event.Reporter
 	io.Closer
 }
 
@@ -42,7 +45,8 @@ func dialOperator(ctx context.Context, socket string) (*operator, error) {
 	}
 	return &operator{
 		meter: contentrpc.NewMeter(conn), snapshots: snapshotrpc.NewMeter(conn),
-		checker: fsckrpc.NewClient(conn), keeper: backuprpc.NewClient(conn), Closer: conn,
+		checker: fsckrpc.NewClient(conn), keeper: backuprpc.NewClient(conn),
+		bus: busrpc.NewClient(conn), Closer: conn,
 	}, nil
 }
 

@@ -19,9 +19,7 @@ func show[T any](w io.Writer, output string, header []string, rows []T, cells fu
 		if rows == nil {
 			rows = []T{}
 		}
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(rows)
+		return showJSON(w, rows)
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, strings.Join(header, "\t"))
@@ -29,6 +27,13 @@ func show[T any](w io.Writer, output string, header []string, rows []T, cells fu
 		fmt.Fprintln(t, strings.Join(cells(r), "\t"))
 	}
 	return t.Flush()
+}
+
+// showJSON prints one value for programs.
+func showJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
 }
 
 // stream is show for rows that may be many: it prints each when it comes, as an

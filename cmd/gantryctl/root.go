@@ -60,7 +60,8 @@ func rootCommand(n *node) *cobra.Command {
 		Short: "Run containers with gantry, and look after it",
 		Long: `Gantryctl runs the suite (up), asks it (status, ps, events), runs containers with
 it (image import, run, exec, stop, rm), and looks after blobs (content), snapshots
-(snapshot), and what daemons keep (fsck, backup, restore).
+(snapshot), the bus and its plugins (bus, gate), and what daemons keep (fsck,
+backup, restore).
 
 Exit codes: 0 is success, 1 is failure, 2 is a command that makes no sense. Run
 and exec exit with the code of their program, or with 125 if it could not be
@@ -91,7 +92,8 @@ flags of these names.`,
 	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })
 	c.AddCommand(
 		runCommand(n), execCommand(n), psCommand(n), stopCommand(n), rmCommand(n),
-		imageCommand(n), contentCommand(n), snapshotCommand(n), eventsCommand(n),
+		imageCommand(n), contentCommand(n), snapshotCommand(n),
+		eventsCommand(n), busCommand(n), gateCommand(n),
 		fsckCommand(n), backupCommand(n), restoreCommand(n),
 		upCommand(n), demoCommand(n), statusCommand(n), peersCommand(n), versionCommand(n),
 	)
