@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -48,6 +51,9 @@ type Bus struct {
 	window window
 
 	readers readers
+
+	found bool // a stream, or what is left of one, was there
+	mark  mark // of Open, then of Watch, then of Close
 }
 
 var _ event.Bus = (*Bus)(nil)
@@ -67,21 +73,29 @@ func Open(cfg Config, needs Needs) (_ *Bus, err error) {
 	if b.roles, err = newRoles(cfg, b.log); err != nil {
 		return nil, err
 	}
-	if b.server, err = b.newServer(); err != nil {
-		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
-	}
-	b.server.SetLoggerV2(&logger{log: b.log}, false, false, false)
-	b.server.Start()
-	if !b.server.ReadyForConnections(openTime) || !b.server.JetStreamEnabled() {
-		return nil, fmt.Errorf("event stream %s did not open: %w", cfg.Root, errdefs.ErrInternal)
-	}
-	if b.stream, err = eventnats.In(b.server, roleBus, b.roles.byName[roleBus].secret); err != nil {
-		return nil, err
-	}
-	if err := b.makeStream(); err != nil {
+	if err := b.recoverStream(); err != nil {
 		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
 	}
 	return b, nil
+}
+
+// start starts the server and opens or makes the stream.
+func (b *Bus) start() (err error) {
+	if b.server, err = b.newServer(); err != nil {
+		return err
+	}
+	b.server.SetLoggerV2(&logger{log: b.log}, false, false, false)
+	b.server.Start()
+	if !b.server.JetStreamEnabled() {
+		return b.damaged("the server does not open its store")
+	}
+	if !b.server.ReadyForConnections(openTime) {
+		return fmt.Errorf("the server does not start: %w", errdefs.ErrInternal)
+	}
+	if b.stream, err = eventnats.In(b.server, roleBus, b.roles.byName[roleBus].secret); err != nil {
+		return err
+	}
+	return b.makeStream()
 }
 
 func (b *Bus) newServer() (*server.Server, error) {
@@ -134,7 +148,10 @@ func lockRoot(root string) (*os.File, error) {
 		return nil, err
 	}
 	for _, e := range entries {
-		if name := e.Name(); name != "jetstream" && name != "lock" && name != "lost+found" {
+		switch name := e.Name(); {
+		case name == storeName, name == "lock", name == "lost+found", name == markName, name == markName+".new":
+		case strings.HasPrefix(name, asidePrefix):
+		default:
 			return nil, fmt.Errorf("not an event stream: there is %q: %w", name, errdefs.ErrFailedPrecondition)
 		}
 	}
@@ -170,22 +187,45 @@ func (b *Bus) makeStream() error {
 	}
 	have, err := js.Stream(ctx, eventnats.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if b.found {
+			return b.damaged("the server does not know the stream")
+		}
+		if b.mark.Epoch != "" {
+			b.log.Error("the event stream is gone: its subscribers are told a gap", "epoch", b.mark.Epoch, "mark", b.mark.Sequence)
+		}
 		b.epoch = want.Metadata[eventnats.Epoch]
 		b.log.Info("made the event stream", "epoch", b.epoch)
-		_, err = js.CreateStream(ctx, want)
+		if _, err = js.CreateStream(ctx, want); err == nil {
+			b.vetted(0)
+		}
 		return err
 	}
 	if err != nil {
 		return err
 	}
 	info := have.CachedInfo()
-	if b.epoch = info.Config.Metadata[eventnats.Epoch]; b.epoch == "" {
-		return fmt.Errorf("the stream does not say which it is: %w", errdefs.ErrDataLoss)
+	if info.Config.Metadata[eventnats.Epoch] == "" {
+		return b.damaged("the stream does not say which it is")
 	}
-	want.Metadata = info.Config.Metadata
+	b.epoch = b.vet(info)
+	want.Metadata = maps.Clone(info.Config.Metadata)
+	want.Metadata[eventnats.Epoch] = b.epoch
 	b.log.Info("opened the event stream", "epoch", b.epoch, "first", info.State.FirstSeq, "last", info.State.LastSeq)
-	_, err = js.UpdateStream(ctx, want)
+	// The server does not change a stream's config in one step: only if it has to.
+	if !same(info.Config, want) {
+		_, err = js.UpdateStream(ctx, want)
+	}
+	if err == nil {
+		b.vetted(info.State.LastSeq)
+	}
 	return err
+}
+
+// same says whether two configs agree in what we set.
+func same(a, b jetstream.StreamConfig) bool {
+	return slices.Equal(a.Subjects, b.Subjects) && a.Retention == b.Retention && a.Discard == b.Discard &&
+		a.MaxAge == b.MaxAge && a.MaxBytes == b.MaxBytes && a.MaxMsgSize == b.MaxMsgSize &&
+		a.Duplicates == b.Duplicates && a.AllowDirect == b.AllowDirect && maps.Equal(a.Metadata, b.Metadata)
 }
 
 func newEpoch() string {
@@ -305,57 +345,21 @@ func (b *Bus) deliver(ctx context.Context, at event.Cursor) error {
 	return nil
 }
 
-// Watch ends with an error when the store of the stream is broken. Such an error
-// stays until the process is a new one; so it waits for what a new one needs.
-func (b *Bus) Watch(ctx context.Context) error {
-	said := false
-	for {
-		if err := pause(ctx, watchTime); err != nil {
-			return err
-		}
-		h := b.server.Healthz(&server.HealthzOptions{})
-		if h.Error == "" {
-			continue
-		}
-		if !said {
-			said = true
-			b.log.Error("the event stream cannot be written", "dir", b.cfg.Root, "err", h.Error)
-		}
-		if free(b.cfg.Root) >= freeMin {
-			return fmt.Errorf("event stream %s: %s: %w", b.cfg.Root, h.Error, errdefs.ErrInternal)
-		}
-	}
-}
-
-const (
-	watchTime = 2 * time.Second
-
-	// freeMin is less than a store that failed for want of space will have
-	// when space was made.
-	freeMin = 32 << 20
-)
-
-func free(dir string) int64 {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return freeMin // then space is not what it waits for
-	}
-	return int64(st.Bavail) * st.Bsize
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // Close closes the stream.
 func (b *Bus) Close() error {
+	last := uint64(0)
+	if b.stream != nil && b.epoch != "" {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		last, _ = b.selfTest(ctx)
+		cancel()
+	}
+	b.stop()
+	b.markEnd(last)
+	return b.lock.Close()
+}
+
+// stop stops the server, if it runs.
+func (b *Bus) stop() {
 	if b.stream != nil {
 		b.stream.Close()
 	}
@@ -363,5 +367,4 @@ func (b *Bus) Close() error {
 		b.server.Shutdown()
 		b.server.WaitForShutdown()
 	}
-	return b.lock.Close()
 }

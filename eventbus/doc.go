@@ -25,6 +25,10 @@
 //
 //	<root>/jetstream/    the server's own store: the stream EVENTS of the
 //	                     account GANTRY
+//	<root>/mark          what the stream is known to have: a sequence, and how
+//	                     long its last file was when it was closed or found
+//	<root>/damaged-…/    a store that could not be opened: the first and the two
+//	                     latest
 //	<root>/lock          held while the bus is open
 //
 // The stream's metadata has its epoch, made when the stream was.
@@ -32,13 +36,34 @@
 // # What survives a crash
 //
 // Every event that was acknowledged, in its place: the server syncs each before
-// it answers. If the stream itself is lost the next one has another epoch, so
-// that no cursor of the old means something in the new.
+// it answers. Open reads every message and checks its sum.
+//
+// # What a damage does
+//
+// It is logged, and every subscriber whose next event it took is told a gap;
+// nobody is told another event in its place, or nothing. Which it is depends on
+// what is missing:
+//
+//   - Something in the middle: the rest is told. A reader that comes to the hole
+//     is told a gap from there to the next event.
+//   - The end, although it was there when the stream was closed, marked (every
+//     two seconds) or found: what is left is told, under a new epoch, because
+//     its sequences are going to be those of other events. Subscribers are told
+//     a gap and go on with the oldest. The same comes of a power cut in the
+//     middle of a write: nothing acknowledged is lost then.
+//   - All of it, or what says what it is: the store is put aside, and a new
+//     stream made, of another epoch. What the outboxes still hold is told in it.
+//     To open the old one, stop the bus and put it in the new one's place.
+//
+// A disk that is full or cannot be written is no damage: Open fails, or what is
+// kept can be read and Publish fails, and the publishers keep their events.
+// Watch ends the process when the store has failed and could work again.
 //
 // # Locking
 //
 // window.mu guards the latest events in memory, and readers.mu who reads. Both
-// are leaves. Nothing else is shared.
+// are leaves. Nothing else is shared; Bus.mark belongs to Open, then to Watch,
+// then to Close.
 //
 // # Limits
 //
