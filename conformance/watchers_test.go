@@ -42,8 +42,9 @@ func toTold(e event.Event) told {
 	return t
 }
 
-func (t told) hash() told {
-	t.Epoch, t.Sequence = "", 0 // where it is, not what it is
+// what is an event without its place.
+func (t told) what() told {
+	t.Epoch, t.Sequence = "", 0
 	return t
 }
 
