@@ -5,13 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/eventbus"
 	"github.com/gantryd/gantry/services/event"
@@ -20,27 +17,7 @@ import (
 // A store that failed to write stays broken until it is opened anew. The bus
 // says so and ends once there is room, and nothing acknowledged is lost.
 func TestAFullDiskEndsTheBusWhenThereIsRoomAgain(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: mounts a small disk and fills it")
-	}
-	image, disk := filepath.Join(t.TempDir(), "disk"), t.TempDir()
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(image, 96<<20); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{{"mkfs.ext4", "-q", "-m", "0", image}, {"mount", "-o", "loop", image, disk}} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Skipf("needs %s: %v: %s", args[0], err, out)
-		}
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(disk, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-			_ = unix.Unmount(disk, unix.MNT_DETACH)
-		}
-	})
+	disk, _ := mountDisk(t, newDisk(t, 64<<20))
 	cfg := eventbus.Default()
 	cfg.Root = filepath.Join(disk, "eventbus")
 	needs := eventbus.Needs{Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
