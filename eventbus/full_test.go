@@ -2,89 +2,230 @@ package eventbus_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/gantryd/gantry/eventbus"
 	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/kv"
+	"github.com/gantryd/gantry/services/outbox"
 )
 
-// A store that failed to write stays broken until it is opened anew. The bus
-// says so and ends once there is room, and nothing acknowledged is lost.
-func TestAFullDiskEndsTheBusWhenThereIsRoomAgain(t *testing.T) {
-	disk, _ := mountDisk(t, newDisk(t, 64<<20))
+// TestServeUntilBroken is the child of TestAFullDiskIsOverByItself. It ends as
+// the daemon does: when Open or one of its works has failed.
+func TestServeUntilBroken(t *testing.T) {
+	root, socket := os.Getenv(childRoot), os.Getenv(childSocket)
+	if root == "" {
+		t.Skip("is run by TestAFullDiskIsOverByItself")
+	}
 	cfg := eventbus.Default()
-	cfg.Root = filepath.Join(disk, "eventbus")
-	needs := eventbus.Needs{Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
-	b, err := eventbus.Open(cfg, needs)
+	cfg.Root = root
+	b, err := eventbus.Open(cfg, eventbus.Needs{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	watched := make(chan error, 1)
-	go func() { watched <- b.Watch(t.Context()) }()
-
-	publish := func(n int, took time.Duration) error {
-		ctx, cancel := context.WithTimeout(t.Context(), took)
-		defer cancel()
-		e := event.Event{ID: fmt.Sprintf("a/b/%d", n), Namespace: "one", Topic: "/a/b", Time: at, Type: "t", Raw: make([]byte, 10_000)}
-		return b.Publish(ctx, e)
-	}
-	acked := 0
-	for ; acked < 50; acked++ {
-		if err := publish(acked+1, 5*time.Second); err != nil {
-			t.Fatal(err)
-		}
-	}
-	filling, err := os.Create(filepath.Join(disk, "filling"))
+	_ = os.Remove(socket)
+	lis, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for err == nil {
-		_, err = filling.Write(make([]byte, 1<<20))
+	failed := make(chan error, 3)
+	for _, work := range []func(context.Context) error{
+		b.Deliver, b.Watch, func(ctx context.Context) error { return b.ServeNATS(ctx, lis) },
+	} {
+		go func() { failed <- work(t.Context()) }()
 	}
-	filling.Close()
-	for ; ; acked++ {
-		if err := publish(acked+1, time.Second); err != nil {
-			break
-		}
-	}
-	select {
-	case err := <-watched:
-		t.Errorf("Watch ended on a full disk: %v", err)
-	case <-time.After(3 * time.Second):
-	}
-	if err := os.Remove(filling.Name()); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-watched:
-		if err == nil || !strings.Contains(err.Error(), "no space") {
-			t.Errorf("Watch: %v", err)
-		}
-	case <-time.After(20 * time.Second):
-		t.Error("Watch did not end")
-	}
-	if err := b.Close(); err != nil {
-		t.Errorf("Close: %v", err)
-	}
+	t.Error(<-failed)
+}
 
-	again := openAt(t, cfg, filepath.Join(t.TempDir(), "nats.sock"))
-	if err := again.Publish(t.Context(), event.New("end", at, event.ContainerDelete{ID: "end"})); err != nil {
+// A keeper runs the bus in a child process and starts it again when it ends.
+type keeper struct {
+	mu     sync.Mutex
+	now    *exec.Cmd // guarded by mu
+	starts int       // guarded by mu
+}
+
+func keep(t *testing.T, root, socket string) *keeper {
+	k := &keeper{}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	t.Cleanup(func() { cancel(); k.kill(); running.Wait() })
+	running.Go(func() {
+		for ctx.Err() == nil {
+			k.mu.Lock()
+			if ctx.Err() == nil {
+				k.now = child(t, "TestServeUntilBroken", childRoot+"="+root, childSocket+"="+socket)
+				k.starts++
+			}
+			c := k.now
+			k.mu.Unlock()
+			_ = c.Wait()
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+	})
+	return k
+}
+
+func (k *keeper) kill() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.now != nil {
+		_ = k.now.Process.Kill()
+	}
+}
+
+func (k *keeper) started() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.starts
+}
+
+// TestAFullDiskIsOverByItself fills the disk of the stream under a daemon that
+// makes changes, kills the bus while it is full, and makes room. Nobody does
+// anything else, and a subscriber is told of every change, in order. Meanwhile
+// the bus does not start again and again.
+func TestAFullDiskIsOverByItself(t *testing.T) {
+	disk, _ := mountDisk(t, newDisk(t, 64<<20))
+	socket := filepath.Join(t.TempDir(), "nats.sock")
+	k := keep(t, filepath.Join(disk, "eventbus"), socket)
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	db, err := kv.Open(kv.Options{Dir: filepath.Join(t.TempDir(), "db"), Owner: "taskd", Schema: 1, Log: log})
+	if err != nil {
 		t.Fatal(err)
 	}
-	events := all(t, again)
-	if len(events) < acked {
-		t.Errorf("%d events are told, %d were acknowledged", len(events), acked)
+	defer db.Close()
+	box, err := outbox.Open(db, "taskd", log)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for i, e := range events {
-		if want := fmt.Sprintf("a/b/%d", i+1); e.ID != want && e.Namespace == "one" {
-			t.Fatalf("event %d is %s", i+1, e.ID)
+	ctx, cancel := context.WithCancel(t.Context())
+	var works sync.WaitGroup
+	defer works.Wait()
+	defer cancel()
+	works.Go(func() {
+		if err := box.Publish(ctx, dial(t, socket)); err != nil {
+			t.Errorf("Publish: %v", err)
+		}
+	})
+	told := make(chan event.Event, 1000)
+	subscriber := dial(t, socket)
+	works.Go(func() {
+		if err := followOn(ctx, subscriber, told); err != nil {
+			t.Errorf("the subscriber: %v", err)
+		}
+	})
+
+	changes, heard := 0, 0
+	change := func(n int) {
+		t.Helper()
+		for range n {
+			changes++
+			e := event.Event{Namespace: "one", Topic: "/a/b", Time: at, Type: "t", Subject: fmt.Sprint(changes), Raw: make([]byte, 20_000)}
+			if err := db.Update(t.Context(), func(tx *kv.Tx) error { return box.Add(t.Context(), tx, e) }); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	t.Cleanup(again.stop) // before the disk is unmounted
+	hear := func() {
+		t.Helper()
+		for patience := time.After(40 * time.Second); heard < changes; {
+			select {
+			case e := <-told:
+				if e.Namespace != "one" {
+					continue
+				}
+				if heard++; e.ID != fmt.Sprintf("taskd/%s/%d", db.Incarnation(), heard) {
+					t.Fatalf("event %d is %s", heard, e.ID)
+				}
+			case <-patience:
+				t.Fatalf("%d changes, and the subscriber was told of %d", changes, heard)
+			}
+		}
+	}
+	// The subscriber has a cursor when it has been told something.
+	eventually(t, "the subscriber listens", func() error {
+		if err := subscriber.Publish(t.Context(), event.New("begin", time.Now(), event.ContainerDelete{ID: "c"})); err != nil {
+			return err
+		}
+		select {
+		case <-told:
+			return nil
+		case <-time.After(100 * time.Millisecond):
+			return errors.New("not yet")
+		}
+	})
+	change(20)
+	hear()
+	makeRoom := fill(t, disk)
+	change(20)
+	eventually(t, "the bus takes nothing", func() error {
+		if w, err := box.Waiting(); err != nil || w.Depth == 0 || w.Away.IsZero() {
+			return fmt.Errorf("%+v, %w", w, err)
+		}
+		return nil
+	})
+	k.kill()
+	change(20)
+	<-time.After(3 * time.Second)
+	t.Logf("started %d times when there is room again", k.started())
+	if n := k.started(); n > 4 {
+		t.Errorf("the bus was started %d times while the disk was full", n)
+	}
+	makeRoom()
+	hear()
+}
+
+// fill fills a disk to the last byte.
+func fill(t *testing.T, disk string) (makeRoom func()) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(disk, "filling"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 1 << 20; size >= 512; size /= 2 {
+		for err = nil; err == nil; {
+			_, err = f.Write(make([]byte, size))
+		}
+	}
+	return func() {
+		if err := os.Remove(f.Name()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// followOn hands on events, whatever happens to the bus. A gap is an error.
+func followOn(ctx context.Context, bus event.Subscriber, told chan<- event.Event) error {
+	var o event.SubscribeOptions
+	for {
+		events, err := bus.Subscribe(ctx, o)
+		for e := range events2(events, &err) {
+			o.After = &event.Cursor{Epoch: e.Epoch, Sequence: e.Sequence}
+			told <- e
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !errors.Is(err, errdefs.ErrUnavailable) {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
 }
