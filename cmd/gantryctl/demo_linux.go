@@ -126,6 +126,7 @@ func (d *demo) show(ctx context.Context, image string) error {
 	if err != nil {
 		return fmt.Errorf("events: %w", err)
 	}
+	told := &eventPrinter{out: d.out, errs: d.out}
 	const name = "hello"
 	defer d.remove(ctx, c, name)
 	if err := d.command(ctx, "run", "--rm", "--name", name, "demo:latest"); err != nil {
@@ -139,7 +140,7 @@ func (d *demo) show(ctx context.Context, image string) error {
 		if err != nil {
 			return fmt.Errorf("events: %w", err)
 		}
-		if err := printEvent(d.out, "table", e); err != nil {
+		if err := told.event(e); err != nil {
 			return err
 		}
 		// The two last ones come from two daemons, in either order.

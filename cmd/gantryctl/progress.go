@@ -50,15 +50,23 @@ func (n *node) progress(c *cobra.Command, what string, quiet bool) *progress {
 		return nil
 	}
 	p := &progress{w: c.ErrOrStderr(), what: what, now: time.Now, after: time.AfterFunc}
-	if f := terminal(p.w); f != nil && n.getenv("TERM") != "dumb" {
-		p.width = func() int {
-			if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
-				return w
-			}
-			return widthDefault
-		}
-	}
+	p.width = n.columns(p.w)
 	return p
+}
+
+// columns returns what tells the width of the terminal that w is, or nil if it
+// is none on which a line can be rewritten.
+func (n *node) columns(w io.Writer) func() int {
+	f := terminal(w)
+	if f == nil || n.getenv("TERM") == "dumb" {
+		return nil
+	}
+	return func() int {
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
+			return w
+		}
+		return widthDefault
+	}
 }
 
 // terminal returns the terminal that stream is, or nil.
