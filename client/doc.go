@@ -11,6 +11,14 @@
 // daemon that restarts, for as long as the constant patience says, and [Wait]
 // for as long as its context lets it.
 //
+// # Following events
+//
+// A plugin that follows events needs nothing but the bus: [DialBus], and a
+// [Subscription] with a file for its cursor. It is told every event at least
+// once and in order, whatever restarts, and is told where some are lost. For
+// somebody who looks on, as gantryctl does, [Client.Follow] is the same without
+// a file.
+//
 // # What an image may decide
 //
 // Content from elsewhere is data and never control. An archive names no image

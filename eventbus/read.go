@@ -110,7 +110,7 @@ func (b *Bus) mayRead(a *eventnats.Asked) (match func(event.Event) bool, err err
 	}
 	granted, subjects := b.granted(a.Plugin), a.Subjects
 	for _, s := range subjects {
-		if !covered(granted, s) {
+		if !eventnats.Covers(granted, s) {
 			return nil, fmt.Errorf("%s may read %q, not %.100q: %w", asker(a.Plugin), granted, s, errdefs.ErrPermissionDenied)
 		}
 	}
@@ -121,7 +121,7 @@ func (b *Bus) mayRead(a *eventnats.Asked) (match func(event.Event) bool, err err
 		return func(e event.Event) bool { return f.Match(e.Fields()) }, nil
 	}
 	return func(e event.Event) bool {
-		return covered(subjects, eventnats.Subject(e.Namespace, e.Topic)) && f.Match(e.Fields())
+		return eventnats.Covers(subjects, eventnats.Subject(e.Namespace, e.Topic)) && f.Match(e.Fields())
 	}, nil
 }
 

@@ -106,6 +106,9 @@ var law = []struct{ from, may string }{
 	{"client/clienttest", nouns + "services/*/*test client"},
 	{"client/*", nouns + "services/*/*rpc services/event/eventnats services/rpc client/* disks"},
 
+	// A plugin to begin from: what somebody else's needs.
+	{"deploy/audit", "client services/event services/daemon"},
+
 	// The process. Only here do flags, signals and exit codes exist.
 	{"cmd/containerd-shim-gantry-v1", nouns + "shim services/task/shimserve ttrpc disks process"},
 	{"cmd/*", "* grpc ttrpc nats cobra toml otel metrics disks systemd process"},

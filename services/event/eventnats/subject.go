@@ -1,10 +1,11 @@
-package eventbus
+package eventnats
 
 import "strings"
 
-// covered says whether one of the patterns has everything that subject has. A
-// subject may be a pattern itself. Anything that is no subject has nothing.
-func covered(patterns []string, subject string) bool {
+// Covers says whether one of the patterns has everything that subject has. A
+// subject may be a pattern itself. Anything that is no subject is covered by
+// nothing.
+func Covers(patterns []string, subject string) bool {
 	for _, p := range patterns {
 		if covers(p, subject) {
 			return true

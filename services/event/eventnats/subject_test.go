@@ -1,4 +1,4 @@
-package eventbus
+package eventnats
 
 import "testing"
 
