@@ -8,7 +8,7 @@ FUZZED  ?= .
 KILLS   ?= 500
 CYCLES  ?= 1000
 CHAOS   ?= 20m
-DEPS    ?= runc debootstrap umoci mkfs.btrfs:btrfs-progs mkfs.erofs:erofs-utils
+DEPS    ?= runc debootstrap umoci mkfs.btrfs:btrfs-progs mkfs.erofs:erofs-utils /usr/lib/cni/bridge:containernetworking-plugins iptables
 LOUDLY  := [ "$$(id -u)" = 0 ] || printf '\n*** NOT ROOT: what mounts, runs containers or starts the suite is not tested. Run make test as root. ***\n\n' >&2
 
 .PHONY: all run test build image deps race lint law fuzz crash kills chaos cycles sim bench proto install clean help
@@ -22,8 +22,8 @@ test: deps build image   ## every test; as root those that mount and run contain
 	cd conformance && go test -timeout 30m ./...
 	cd bench && go vet ./...
 	@$(LOUDLY)
-build:                   ## bin/: the daemons, gantryctl, the shim
-	CGO_ENABLED=0 go build $(FLAGS) -o bin/ ./cmd/gantryd ./cmd/gantryctl ./cmd/containerd-shim-gantry-v1
+build:                   ## bin/: the daemons, gantryctl, the shim, netd
+	CGO_ENABLED=0 go build $(FLAGS) -o bin/ ./cmd/gantryd ./cmd/gantryctl ./cmd/containerd-shim-gantry-v1 ./cmd/netd
 	@for d in $(DAEMONS); do ln -sf gantryd bin/$$d; done
 image:                   ## bin/demo.tar: the demo image, the same bytes every time
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o .build/demo ./cmd/demo
@@ -57,7 +57,7 @@ proto:                   ## our own protocol, linted and generated
 	cd proto && buf lint && buf generate
 install: build           ## copy bin/ to PREFIX=/usr/local
 	install -D -t "$(DESTDIR)$(PREFIX)/bin" bin/gantryctl
-	install -D -t "$(DESTDIR)$(PREFIX)/libexec/gantry" bin/gantryd bin/containerd-shim-gantry-v1
+	install -D -t "$(DESTDIR)$(PREFIX)/libexec/gantry" bin/gantryd bin/containerd-shim-gantry-v1 bin/netd
 	ln -sf ../libexec/gantry/containerd-shim-gantry-v1 "$(DESTDIR)$(PREFIX)/bin/"
 	@for d in $(DAEMONS); do ln -sf gantryd "$(DESTDIR)$(PREFIX)/libexec/gantry/$$d"; done
 clean:                   ## remove what was built

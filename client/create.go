@@ -37,6 +37,7 @@ type CreateOptions struct {
 	Mounts      []specs.Mount
 	ReadOnly    bool
 	HostNet     bool
+	Net         Net
 	Snapshotter string // empty is the namespace's, or SnapshotterDefault
 	Runtime     string // empty is the namespace's, or RuntimeDefault
 }
@@ -153,6 +154,9 @@ func newID(image string) string {
 
 // record makes a container's record.
 func (n *Namespace) record(o CreateOptions, img image.Image, r Resolved) (container.Container, error) {
+	if err := o.connect(); err != nil {
+		return container.Container{}, err
+	}
 	o.Program = o.Program.Over(r.Image.Config)
 	spec, err := NewSpec(SpecOptions{
 		Namespace: n.name,
@@ -161,6 +165,7 @@ func (n *Namespace) record(o CreateOptions, img image.Image, r Resolved) (contai
 		Mounts:    o.Mounts,
 		ReadOnly:  o.ReadOnly,
 		HostNet:   o.HostNet,
+		OnNetwork: o.Net.Name != "",
 	})
 	if err != nil {
 		return container.Container{}, err

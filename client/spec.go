@@ -27,6 +27,7 @@ type SpecOptions struct {
 	Mounts    []specs.Mount // besides those that every container has
 	ReadOnly  bool          // the root file system cannot be written
 	HostNet   bool          // the node's network instead of an empty one
+	OnNetwork bool          // its network becomes one that others are on too
 }
 
 // NewSpec makes the spec of a container for Linux: namespaces and a cgroup of
@@ -50,6 +51,9 @@ func NewSpec(o SpecOptions) (*specs.Spec, error) {
 		if err := checkMount(m); err != nil {
 			return nil, err
 		}
+	}
+	if o.OnNetwork {
+		withoutRawSockets(process.Capabilities)
 	}
 	namespaces := []specs.LinuxNamespace{
 		{Type: specs.PIDNamespace},

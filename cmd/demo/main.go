@@ -39,12 +39,14 @@ var programs = map[string]program{
 	"env":     env,
 	"exit":    exit,
 	"false":   func(streams, []string) int { return 1 },
+	"get":     get,
 	"hello":   hello,
 	"id":      id,
 	"ls":      ls,
 	"pwd":     pwd,
 	"sleep":   sleep,
 	"true":    func(streams, []string) int { return 0 },
+	"web":     web,
 }
 
 func main() {

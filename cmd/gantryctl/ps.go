@@ -2,12 +2,14 @@ package main
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/namespace"
+	"github.com/gantryd/gantry/services/network"
 	"github.com/gantryd/gantry/services/task"
 )
 
@@ -21,6 +23,9 @@ type containerRow struct {
 	ExitedAt   *time.Time        `json:"exited_at,omitempty"`
 	Runtime    string            `json:"runtime"`
 	CreatedAt  time.Time         `json:"created_at"`
+	Network    string            `json:"network,omitempty"`
+	Addresses  []string          `json:"addresses,omitempty"` // in that network
+	Ports      []string          `json:"ports,omitempty"`     // that are published
 	Labels     map[string]string `json:"labels,omitempty"`
 }
 
@@ -33,7 +38,7 @@ func psCommand(n *node) *cobra.Command {
 
 Fields with -o json: id, image, status (created, running, paused, pausing,
 stopped, unknown, or "no task"), pid, exit_status, exited_at, runtime,
-created_at, labels.`,
+created_at, network, addresses, ports, labels.`,
 		Example: `  gantryctl ps
   gantryctl ps --filter 'image==demo:latest' -o json`,
 		Args: cobra.NoArgs,
@@ -48,7 +53,7 @@ created_at, labels.`,
 				return err
 			}
 			now := time.Now()
-			return show(c.OutOrStdout(), n.output, []string{"ID", "IMAGE", "STATUS", "PID", "CREATED"}, containerRows(containers, tasks),
+			return show(c.OutOrStdout(), n.output, []string{"ID", "IMAGE", "STATUS", "PID", "CREATED", "ADDRESS"}, containerRows(containers, tasks),
 				func(r containerRow) []string { return r.cells(now) })
 		}),
 	}
@@ -65,7 +70,8 @@ func containerRows(containers []container.Container, tasks []task.Process) []con
 	for _, k := range containers {
 		r := containerRow{
 			ID: k.ID, Image: k.Image, Status: "no task", Runtime: k.Runtime.Name,
-			CreatedAt: k.CreatedAt, Labels: k.Labels,
+			CreatedAt: k.CreatedAt, Labels: k.Labels, Network: k.Labels[network.LabelNetwork],
+			Addresses: split(k.Labels[network.LabelAddresses]), Ports: split(k.Labels[network.LabelPorts]),
 		}
 		if t, ok := byID[k.ID]; ok {
 			r.Status, r.Pid = string(t.Status), t.Pid
@@ -85,5 +91,22 @@ func (r containerRow) cells(now time.Time) []string {
 	} else if r.Pid > 0 {
 		pid = strconv.Itoa(int(r.Pid))
 	}
-	return []string{r.ID, r.Image, status, pid, since(r.CreatedAt, now)}
+	return []string{r.ID, r.Image, status, pid, since(r.CreatedAt, now), r.address()}
+}
+
+// address is the first, without what is the network's of it.
+func (r containerRow) address() string {
+	if len(r.Addresses) == 0 {
+		return "-"
+	}
+	address, _, _ := strings.Cut(r.Addresses[0], "/")
+	return address
+}
+
+// split returns the words of a list with commas.
+func split(list string) []string {
+	if list == "" {
+		return nil
+	}
+	return strings.Split(list, ",")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gantryd/gantry/client"
+	"github.com/gantryd/gantry/services/network"
 )
 
 // programFlags are what run and exec say about a program.
@@ -54,6 +56,8 @@ type runFlags struct {
 	labels   []string
 	readOnly bool
 	hostNet  bool
+	net      string
+	ports    []string
 	runtime  string
 	log      string
 
@@ -70,11 +74,13 @@ unless another is given. It waits for its end, passes signals on, and exits with
 its code, or with 125 if it could not be started. The third interrupt kills.
 
 The container has namespaces of its own and an empty network, a short list of
-capabilities, and no seccomp profile yet. What a detached container writes is
+capabilities, and no seccomp profile yet. With --net it waits at the gate of that
+name until netd has connected it to a network; see gantryctl up. What a detached container writes is
 lost unless --log says where to keep it.`,
 		Example: `  gantryctl run --rm demo
   gantryctl run --rm -t demo /bin/sh
   gantryctl run -d --name web --log /tmp/web.log demo /bin/counter
+  gantryctl run -d --net default -p 8080:80 demo /bin/web
   gantryctl run --rm --mount /srv/data:/data:ro demo /bin/ls /data`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: n.completeImage,
@@ -92,6 +98,8 @@ lost unless --log says where to keep it.`,
 	c.Flags().StringArrayVarP(&f.labels, "label", "l", nil, "give the container a label `KEY=VALUE`")
 	c.Flags().BoolVar(&f.readOnly, "read-only", false, "let nothing be written to the image's files")
 	c.Flags().BoolVar(&f.hostNet, "host-net", false, "use the node's network")
+	c.Flags().StringVar(&f.net, "net", "", "connect it to this `network` before it starts")
+	c.Flags().StringArrayVarP(&f.ports, "publish", "p", nil, "publish a `PORT` of it on the node, [ADDRESS:]HOST:CONTAINER[/udp]")
 	c.Flags().StringVar(&f.runtime, "runtime", "", "run it with this `runtime` instead of the namespace's")
 	c.Flags().StringVar(&f.snapshotter, "snapshotter", "", "keep its files in this `snapshotter` instead of the namespace's")
 	return c
@@ -108,6 +116,9 @@ func (f *runFlags) options(n *node, image string, args []string) (client.CreateO
 		Runtime:  f.runtime,
 
 		Snapshotter: f.snapshotter,
+	}
+	if err := f.connect(n, &o); err != nil {
+		return o, err
 	}
 	for _, l := range f.labels {
 		key, value, ok := strings.Cut(l, "=")
@@ -128,6 +139,29 @@ func (f *runFlags) options(n *node, image string, args []string) (client.CreateO
 		o.Mounts = append(o.Mounts, specs.Mount{Type: "bind", Source: parts[0], Destination: parts[1], Options: options})
 	}
 	return o, nil
+}
+
+// connect says which network the container is on, and what it publishes.
+func (f *runFlags) connect(n *node, o *client.CreateOptions) error {
+	if f.net == "" {
+		if len(f.ports) > 0 {
+			return errors.New("--publish is for --net")
+		}
+		return nil
+	}
+	if f.hostNet {
+		return errors.New("--net does not go with --host-net")
+	}
+	ports, err := network.ParsePorts(strings.Join(f.ports, ","))
+	if err != nil {
+		return fmt.Errorf("--publish: %w", err)
+	}
+	resolv := network.ResolvConf(network.Dir(n.sockets), f.net)
+	if _, err := os.Stat(resolv); err != nil {
+		return fmt.Errorf("--net %s: netd does not know it (%w); start it with gantryctl up --net", f.net, err)
+	}
+	o.Net = client.Net{Name: f.net, Ports: ports, ResolvConf: resolv}
+	return nil
 }
 
 func (f *runFlags) run(c *cobra.Command, n *node, image string, args []string) error {

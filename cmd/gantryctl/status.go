@@ -101,10 +101,18 @@ unknown), version, pid, started, memory_bytes, error.`,
 func askAll(ctx context.Context, n *node) []daemonStatus {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	rows := make([]daemonStatus, len(suite.Daemons))
+	var names []string
+	for _, d := range suite.Daemons {
+		names = append(names, d.Name)
+	}
+	// A plugin is asked where there is one.
+	if _, err := os.Lstat(suite.Socket(n.sockets, suite.Netd)); err == nil {
+		names = append(names, suite.Netd)
+	}
+	rows := make([]daemonStatus, len(names))
 	var wg sync.WaitGroup
-	for i, d := range suite.Daemons {
-		wg.Go(func() { rows[i] = status(ctx, n, d.Name) })
+	for i, name := range names {
+		wg.Go(func() { rows[i] = status(ctx, n, name) })
 	}
 	wg.Wait()
 	return rows

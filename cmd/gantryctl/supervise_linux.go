@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ var stopOrder = []string{suite.Gatewayd, suite.Taskd, suite.Imaged, suite.Snapsh
 // A supervisor runs the daemons and starts one again that dies.
 type supervisor struct {
 	bin, config string
+	plugins     []string // that run beside the daemons
 	logs        *lines
 	patience    time.Duration // with a daemon that is to stop
 }
@@ -42,13 +44,15 @@ type supervisor struct {
 func (s *supervisor) run(ctx context.Context, ready func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	failed := make(chan error, len(suite.Daemons)+1)
+	// A plugin stops first: it needs all the others.
+	order := slices.Concat(s.plugins, stopOrder)
+	failed := make(chan error, len(order)+1)
 	served := make(chan struct{})
 	kept := make(map[string]*watched)
-	for _, d := range suite.Daemons {
-		w := &watched{s: s, name: d.Name, served: served, done: make(chan struct{})}
+	for _, name := range order {
+		w := &watched{s: s, name: name, served: served, done: make(chan struct{})}
 		w.ctx, w.stop = context.WithCancel(context.WithoutCancel(ctx))
-		kept[d.Name] = w
+		kept[name] = w
 		go func() {
 			defer close(w.done)
 			if err := w.keep(); err != nil {
@@ -73,7 +77,7 @@ func (s *supervisor) run(ctx context.Context, ready func(context.Context) error)
 	}
 	cancel()
 	<-readyDone
-	for _, name := range stopOrder {
+	for _, name := range order {
 		kept[name].stop()
 		<-kept[name].done
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/services/network"
 	"github.com/gantryd/gantry/services/suite"
 )
 
@@ -26,6 +27,7 @@ type upOptions struct {
 	root, state, address string // absolute
 	bin                  string // directory of the daemons' executables
 	config               string // directory of further settings, or empty
+	net                  bool   // run netd too
 }
 
 func upCommand(n *node) *cobra.Command {
@@ -38,10 +40,16 @@ prints their logs with their names before each line, and says "ready on SOCKET"
 when all of them serve. Containers run on when it stops, and the next up finds
 them.
 
+With --net it runs netd too, which connects containers to CNI's networks: those in
+ROOT/networks and /etc/gantry/networks. If there is none it makes one that is
+called default, a bridge on which containers have addresses of 10.87.0.0/16, reach
+each other and the world, and publish ports.
+
 What the daemons keep is below --root; their sockets and what does not outlive a
 boot are below --state. With --config DIR the settings of DIR/<daemon>.toml are
 added to those that up makes itself.`,
 		Example: `  gantryctl up
+  gantryctl up --net
   gantryctl --address /tmp/g/gantry.sock up --root /tmp/g/root --state /tmp/g/state`,
 		Args:        cobra.NoArgs,
 		Annotations: endless,
@@ -56,6 +64,7 @@ added to those that up makes itself.`,
 	c.Flags().StringVar(&o.root, "root", "/var/lib/gantry", "keep everything in this `directory`")
 	c.Flags().StringVar(&o.state, "state", suite.Sockets, "sockets and runtime state go to this `directory`")
 	c.Flags().StringVar(&o.bin, "bin", "", "`directory` of the daemons; beside gantryctl, or in ../libexec/gantry, unless given")
+	c.Flags().BoolVar(&o.net, "net", false, "run netd too, for run --net")
 	c.Flags().StringVar(&o.config, "config", "", "`directory` of further settings, <daemon>.toml")
 	return c
 }
@@ -103,9 +112,14 @@ func (o *upOptions) check() error {
 			return fmt.Errorf("up: %s is %d bytes long, and a socket's path has at most %d; choose a shorter --state or --address", path, len(path), socketMax)
 		}
 	}
-	for _, d := range suite.Daemons {
-		if _, err := os.Stat(filepath.Join(o.bin, d.Name)); err != nil {
+	for _, name := range o.names() {
+		if _, err := os.Stat(filepath.Join(o.bin, name)); err != nil {
 			return fmt.Errorf("up: %w; make build makes it, and --bin says where it is", err)
+		}
+	}
+	if o.net {
+		if err := checkCNI(); err != nil {
+			return err
 		}
 	}
 	if _, err := exec.LookPath("runc"); err != nil {
@@ -124,9 +138,9 @@ func (o *upOptions) up(ctx context.Context, out, logs io.Writer, ask asker) erro
 		return err
 	}
 	defer unlock()
-	s := &supervisor{bin: o.bin, config: o.configDir(), logs: &lines{w: logs}, patience: stopTime}
+	s := &supervisor{bin: o.bin, config: o.configDir(), plugins: o.plugins(), logs: &lines{w: logs}, patience: stopTime}
 	return s.run(ctx, func(ctx context.Context) error {
-		if err := awaitServing(ctx, o.state, ask, s.logs); err != nil {
+		if err := o.awaitServing(ctx, ask, s.logs); err != nil {
 			return err
 		}
 		fmt.Fprintf(out, "ready on %s; try: gantryctl%s status\n", o.address, o.flags())
@@ -176,11 +190,15 @@ func (o *upOptions) prepare() (unlock func(), err error) {
 		lock.Close()
 		return nil, err
 	}
-	for _, d := range suite.Daemons {
-		if err := o.writeConfig(d.Name); err != nil {
-			lock.Close()
-			return nil, err
-		}
+	if o.net {
+		err = o.writeNetwork()
+	}
+	for _, name := range o.names() {
+		err = errors.Join(err, o.writeConfig(name))
+	}
+	if err != nil {
+		lock.Close()
+		return nil, err
 	}
 	return func() { lock.Close() }, nil
 }
@@ -192,9 +210,10 @@ const leaving = 12 * time.Second
 func (o *upOptions) unused() error {
 	over := time.Now().Add(leaving)
 	sockets := []string{o.address}
-	for _, d := range suite.Daemons {
-		sockets = append(sockets, suite.Socket(o.state, d.Name))
+	for _, name := range o.names() {
+		sockets = append(sockets, suite.Socket(o.state, name))
 	}
+	doors := len(sockets)
 	for len(sockets) > 0 {
 		c, err := net.DialTimeout("unix", sockets[0], time.Second)
 		if err != nil {
@@ -204,7 +223,7 @@ func (o *upOptions) unused() error {
 		c.Close()
 		// A public door that is in use is not going to be free soon; a daemon
 		// whose supervisor died is.
-		if len(sockets) > len(suite.Daemons) || time.Now().After(over) {
+		if len(sockets) == doors || time.Now().After(over) {
 			return fmt.Errorf("up: %s is in use: somebody answers there; stop it, or choose another --address and --state", sockets[0])
 		}
 		<-time.After(100 * time.Millisecond)
@@ -228,6 +247,10 @@ func (o *upOptions) settings(daemon string) map[string]any {
 		s["state"] = filepath.Join(o.state, daemon)
 	case suite.Eventbus:
 		s["address"] = o.address
+	case suite.Netd:
+		s["address"] = o.address
+		s["state"] = network.Dir(o.state)
+		s["networks"] = o.networks()
 	case suite.Taskd:
 		s["address"] = o.address
 		s["state"] = filepath.Join(o.state, daemon)
@@ -262,19 +285,19 @@ func (o *upOptions) writeConfig(daemon string) error {
 }
 
 // awaitServing returns when every daemon serves.
-func awaitServing(ctx context.Context, sockets string, ask asker, logs *lines) error {
+func (o *upOptions) awaitServing(ctx context.Context, ask asker, logs *lines) error {
 	began, said := time.Now(), false
-	for _, d := range suite.Daemons {
+	for _, name := range o.names() {
 		for {
 			askCtx, cancel := context.WithTimeout(ctx, askTime)
-			a, err := ask(askCtx, suite.Socket(sockets, d.Name))
+			a, err := ask(askCtx, suite.Socket(o.state, name))
 			cancel()
 			if err == nil && a.Serving {
 				break
 			}
 			if !said && time.Since(began) > 10*time.Second {
 				said = true
-				logs.say("up", fmt.Sprintf("still waiting for %s", d.Name))
+				logs.say("up", fmt.Sprintf("still waiting for %s", name))
 			}
 			select {
 			case <-ctx.Done():
