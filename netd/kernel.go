@@ -76,7 +76,11 @@ func (linux) Open(pid uint32) (*netns, error) {
 	}
 	for _, own := range []string{"/proc/self/ns/net", "/proc/1/ns/net"} {
 		var st unix.Stat_t
-		if err := unix.Stat(own, &st); err != nil {
+		err := unix.Stat(own, &st)
+		if errors.Is(err, fs.ErrPermission) {
+			continue // of a first process that is not ours to look at, as in a container
+		}
+		if err != nil {
 			f.Close()
 			return nil, fmt.Errorf("%s: %w", own, err)
 		}
