@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -74,6 +75,8 @@ type suite struct {
 	root    string
 	state   string
 	address string
+	within  []string // what runs gantryctl up, if not the test itself
+	flags   []string // of gantryctl up, further ones
 	cmd     *exec.Cmd
 	log     *lockedBuffer
 }
@@ -81,6 +84,13 @@ type suite struct {
 // startSuite starts gantry and ends it, its containers and its mounts with the
 // test.
 func startSuite(t testing.TB) *suite {
+	t.Helper()
+	return startSuiteAs(t, func(*suite) {})
+}
+
+// startSuiteAs is startSuite for a suite that is not like the others: how is
+// called before it starts.
+func startSuiteAs(t testing.TB, how func(*suite)) *suite {
 	t.Helper()
 	needRoot(t)
 	bin, err := build()
@@ -106,6 +116,7 @@ func startSuite(t testing.TB) *suite {
 			t.Logf("the suite said:\n%s", s.log.tail(200))
 		}
 	})
+	how(s)
 	s.start()
 	return s
 }
@@ -113,8 +124,9 @@ func startSuite(t testing.TB) *suite {
 func (s *suite) start() {
 	s.t.Helper()
 	s.log = &lockedBuffer{}
-	s.cmd = exec.Command(filepath.Join(s.bin, "gantryctl"), "--address", s.address,
-		"up", "--root", s.root, "--state", s.state)
+	args := slices.Concat(s.within, []string{filepath.Join(s.bin, "gantryctl"), "--address", s.address,
+		"up", "--root", s.root, "--state", s.state}, s.flags)
+	s.cmd = exec.Command(args[0], args[1:]...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := s.cmd.Start(); err != nil {

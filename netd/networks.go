@@ -184,7 +184,7 @@ func (s *Store) Resolve(ctx context.Context) error {
 // written where it stands: containers have the file itself.
 func (s *Store) writeResolvers() error {
 	all, _ := s.networks()
-	if err := os.MkdirAll(s.cfg.State, 0o711); err != nil {
+	if err := makeDir(s.cfg.State, 0o711); err != nil {
 		return err
 	}
 	var errs []error
@@ -211,8 +211,16 @@ func (s *Store) writeResolver(n networkFile) error {
 	if got, err := os.ReadFile(file); err == nil && string(got) == string(want) {
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+	if err := makeDir(filepath.Dir(file), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(file, want, 0o644)
+	// Containers' users read it, whatever our umask.
+	return errors.Join(os.WriteFile(file, want, 0o644), os.Chmod(file, 0o644))
+}
+
+func makeDir(dir string, mode fs.FileMode) error {
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return err
+	}
+	return os.Chmod(dir, mode)
 }

@@ -282,3 +282,36 @@ func TestUpAddsSettings(t *testing.T) {
 		}
 	}
 }
+
+// TestUpMakesANetworkIfThereIsNone holds that what an operator has put there, or
+// changed, stays.
+func TestUpMakesANetworkIfThereIsNone(t *testing.T) {
+	dir := t.TempDir()
+	o := upOptions{root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state"), address: filepath.Join(dir, "a.sock"), bin: dir, net: true}
+	file := filepath.Join(o.root, "networks", "default.conflist")
+	for _, want := range []string{string(defaultNetwork), "changed"} {
+		unlock, err := o.prepare()
+		if err != nil {
+			t.Fatal(err)
+		}
+		unlock()
+		if there, _ := filepath.Glob("/etc/gantry/networks/*.conflist"); len(there) > 0 {
+			t.Skip("this machine has networks of its own: ", there)
+		}
+		if b, err := os.ReadFile(file); err != nil || string(b) != want {
+			t.Errorf("the network is %q, %v, want %q", b, err, want)
+		}
+		if err := os.WriteFile(file, []byte("changed"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(o.configDir(), "netd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{o.root + "/networks", "state = '" + o.state + "/netd'", "root = '" + o.root + "/netd'"} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("netd's config lacks %s:\n%s", want, b)
+		}
+	}
+}
