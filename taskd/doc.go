@@ -79,7 +79,7 @@
 //
 // Store.mu guards the maps of tasks and is taken before live.mu, which guards
 // one task; neither is held across a call or a change of the disk. The locks of
-// flights are leaves. Calls to different shims never wait for each other, and a
+// flights and of the lobby are leaves. Calls to different shims never wait for each other, and a
 // caller who leaves takes nobody with him: waits, measurements and deletions
 // belong to the Store and are shared by all who ask at the same time.
 //

@@ -135,6 +135,7 @@ func (s service) askAll(ctx context.Context, l *live, names []string, r gate.Req
 	var asked sync.WaitGroup
 	for _, name := range names {
 		asked.Go(func() {
+			defer s.lobby.enter(gate.Wait{Gate: name, Namespace: l.namespace, Container: l.id, Since: time.Now().UTC()})()
 			if err := patience.Ask(ctx, s.gates, name, r); err != nil {
 				cancel(err)
 			}

@@ -245,12 +245,25 @@ func TestTheEndOfAskingIsNoStart(t *testing.T) {
 				ended <- err
 			}()
 			<-asked
+			waits := func() []gate.Wait {
+				all, err := o.Lobby().Waiting(t.Context())
+				if err != nil {
+					t.Error(err)
+				}
+				return all
+			}
+			if all := waits(); len(all) != 1 || all[0].Gate != "network" || all[0].Container != c.name {
+				t.Errorf("while it is asked %v wait", all)
+			}
 			c.end(t, o, cancel)
 			err := <-ended
 			if err == nil || c.want != nil && !errors.Is(err, c.want) {
 				t.Errorf("Start: %v, want %v", err, c.want)
 			}
 			<-left
+			if all := waits(); len(all) != 0 {
+				t.Errorf("when it is over %v wait", all)
+			}
 			stop()
 			switch c.name {
 			case "delete":

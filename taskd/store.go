@@ -41,6 +41,7 @@ type Store struct {
 	activations activation.Stores
 	namespaces  namespace.Store
 	gates       gate.Asker
+	lobby       lobby
 
 	disk disk
 	run  runtime
@@ -137,6 +138,9 @@ func (s *Store) Containers() container.Stores { return containers{s} }
 
 // Tasks returns the tasks.
 func (s *Store) Tasks() task.Services { return services{s} }
+
+// Lobby returns who waits for a gate.
+func (s *Store) Lobby() gate.Lobby { return &s.lobby }
 
 // Publish tells the events of containers, until ctx ends.
 func (s *Store) Publish(ctx context.Context) error { return s.outbox.Publish(ctx, s.events) }

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/gate"
 	"github.com/gantryd/gantry/services/suite"
 )
 
@@ -19,6 +21,11 @@ import (
 type reporter event.Status
 
 func (r reporter) Status(context.Context) (event.Status, error) { return event.Status(r), nil }
+
+// A lobby is who waits.
+type lobby []gate.Wait
+
+func (l lobby) Waiting(context.Context) ([]gate.Wait, error) { return l, nil }
 
 // busDesk is a desk in front of a bus with plugins, and daemons with outboxes.
 func busDesk(t *testing.T) *desk {
@@ -39,6 +46,12 @@ func busDesk(t *testing.T) *desk {
 		},
 		Peers:       []event.Peer{{Name: "dnsd", Connections: 1, Subscriptions: 2}, {Name: "operator", Connections: 3, Pending: 4096}},
 		Connections: 4, ConnectionsMax: 1024,
+	}, lobby: lobby{
+		{Gate: "audit", Namespace: "default", Container: "web", Since: now},
+		{Gate: "network", Namespace: "default", Container: "a", Since: now.Add(-3 * time.Minute)},
+		{Gate: "network", Namespace: "k8s.io", Container: "b", Since: now.Add(-2 * time.Minute)},
+		{Gate: "network", Namespace: "default", Container: "c", Since: now.Add(-time.Minute)},
+		{Gate: "network", Namespace: "default", Container: "d", Since: now},
 	}}
 	d.ask = func(_ context.Context, socket string) (answer, error) {
 		var a answer
@@ -57,6 +70,9 @@ func busDesk(t *testing.T) *desk {
 	return d
 }
 
+// waited stands for times, which differ from run to run.
+var waited = regexp.MustCompile(`\([0-9ms]+\)`)
+
 func TestBusStatus(t *testing.T) {
 	d := busDesk(t)
 	golden(t, "bus-status.txt", ago.ReplaceAllString(d.want("--sockets", "/run/gantry", "bus", "status"), "0s ago"))
@@ -67,7 +83,11 @@ func TestBusStatus(t *testing.T) {
 	if sheet.Stream.Kept != 3042 || len(sheet.Readers) != 2 || sheet.Readers[1].Cursor != "00ff00ff/7" || len(sheet.Outboxes) != 4 {
 		t.Errorf("as JSON it is %+v", sheet)
 	}
-	golden(t, "gate-ls.txt", d.want("gate", "ls"))
+	golden(t, "gate-ls.txt", waited.ReplaceAllString(d.want("gate", "ls"), "(0s)"))
+	var rows []gateRow
+	if err := json.Unmarshal([]byte(d.want("gate", "ls", "-o", "json")), &rows); err != nil || len(rows) != 3 || len(rows[2].Waiting) != 4 {
+		t.Errorf("as JSON gate ls is %+v, %v", rows, err)
+	}
 }
 
 // Of a bus that is away what waits for it is still shown.
@@ -88,6 +108,7 @@ func TestBusStatusOfABusThatIsAway(t *testing.T) {
 func TestBusStatusOfAnEmptyBus(t *testing.T) {
 	d := busDesk(t)
 	d.own.bus = reporter{Stream: event.Stream{Epoch: "00ff00ff", First: 1, BytesMax: 64 << 20, AgeMax: time.Hour}}
+	d.own.lobby = lobby{}
 	d.ask = func(context.Context, string) (answer, error) { return answer{}, errors.New("nobody listens here") }
 	if out := d.want("bus", "status"); !strings.Contains(out, "none are kept; the next is 1") || strings.Contains(out, "READER") {
 		t.Errorf("it prints\n%s", out)

@@ -14,6 +14,8 @@ import (
 	"github.com/gantryd/gantry/services/event/busrpc"
 	"github.com/gantryd/gantry/services/fsck"
 	"github.com/gantryd/gantry/services/fsck/fsckrpc"
+	"github.com/gantryd/gantry/services/gate"
+	"github.com/gantryd/gantry/services/gate/gaterpc"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/snapshot"
 	"github.com/gantryd/gantry/services/snapshot/snapshotrpc"
@@ -28,6 +30,7 @@ type operator struct {
 	checker   fsck.Checker
 	keeper    backup.Keeper
 	bus       event.Reporter
+	lobby     gate.Lobby
 	io.Closer
 }
 
@@ -46,7 +49,7 @@ func dialOperator(ctx context.Context, socket string) (*operator, error) {
 	return &operator{
 		meter: contentrpc.NewMeter(conn), snapshots: snapshotrpc.NewMeter(conn),
 		checker: fsckrpc.NewClient(conn), keeper: backuprpc.NewClient(conn),
-		bus: busrpc.NewClient(conn), Closer: conn,
+		bus: busrpc.NewClient(conn), lobby: gaterpc.NewClient(conn), Closer: conn,
 	}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/gantryd/gantry/services/daemon"
 	"github.com/gantryd/gantry/services/event/eventnats"
 	"github.com/gantryd/gantry/services/gate/gatenats"
+	"github.com/gantryd/gantry/services/gate/gaterpc"
 	"github.com/gantryd/gantry/services/namespace/namespacerpc"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/runner"
@@ -84,6 +85,7 @@ func taskdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	containerrpc.Register(srv, store.Containers())
 	taskrpc.Register(srv, store.Tasks())
 	namespacerpc.RegisterHolder(srv, store)
+	gaterpc.Register(srv, store.Lobby())
 	// A call that waits for a container may not hold up the end of the daemon.
 	defer context.AfterFunc(ctx, store.Interrupt)()
 	return daemon.Serve(ctx, daemon.Serving{

@@ -153,7 +153,7 @@ var Daemons = []Daemon{
 			"containerd.services.sandbox.v1.Store",
 			"containerd.services.sandbox.v1.Controller",
 		},
-		Private: []string{"gantry.namespace.v1.Holder"},
+		Private: []string{"gantry.namespace.v1.Holder", "gantry.gate.v1.Lobby"},
 	},
 	{
 		Name:    Eventbus,
