@@ -65,10 +65,10 @@ type (
 
 // accounts returns the server's configuration of them. Its options cannot say
 // the same in Go.
-func accounts(plugins []Plugin) (string, error) {
+func accounts(cfg Config) (string, error) {
 	node := account{JetStream: true}
-	all := make(map[string]*account, len(plugins)+1)
-	for _, p := range plugins {
+	all := make(map[string]*account, len(cfg.Plugins)+2)
+	for _, p := range cfg.Plugins {
 		own := &account{Limits: map[string]int{
 			"max_connections":   pluginConnections,
 			"max_subscriptions": pluginSubscriptions,
@@ -94,6 +94,9 @@ func accounts(plugins []Plugin) (string, error) {
 		all[p.account()] = own
 	}
 	all[accountNode] = &node
+	if cfg.Leaf.URL != "" {
+		all[accountLeaf] = cfg.Leaf.account()
+	}
 	return spell(map[string]any{"accounts": all})
 }
 

@@ -121,12 +121,20 @@ func (b *Bus) newServer() (*server.Server, error) {
 		JetStreamMaxMemory: memoryMax,
 		JetStreamMaxStore:  2*b.cfg.retainBytes() + 64<<20,
 	}
-	config, err := accounts(b.cfg.Plugins)
+	config, err := accounts(b.cfg)
 	if err != nil {
 		return nil, err
 	}
 	if err := o.ProcessConfigString(config); err != nil {
 		return nil, err
+	}
+	if b.cfg.Leaf.URL != "" {
+		// The bus is there without the fleet.
+		if remote, err := b.cfg.Leaf.remote(); err != nil {
+			b.log.Error("no connection to the fleet until the bus starts again", "err", err)
+		} else {
+			o.LeafNode.Remotes = append(o.LeafNode.Remotes, remote)
+		}
 	}
 	s, err := server.NewServer(o)
 	if err != nil {
@@ -149,7 +157,7 @@ func lockRoot(root string) (*os.File, error) {
 	}
 	for _, e := range entries {
 		switch name := e.Name(); {
-		case name == storeName, name == "lock", name == "lost+found", name == markName, name == markName+".new":
+		case name == storeName, name == "lock", name == "lost+found", name == markName, name == markName+".new", name == placeName, name == placeName+".new":
 		case strings.HasPrefix(name, asidePrefix):
 		default:
 			return nil, fmt.Errorf("not an event stream: there is %q: %w", name, errdefs.ErrFailedPrecondition)

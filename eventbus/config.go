@@ -14,6 +14,7 @@ type Config struct {
 	RetainMiB   int      `toml:"retain_mib"`   // the oldest events go when all are larger
 	Plugins     []Plugin `toml:"plugins"`      // who else may follow events
 	TCP         TCP      `toml:"tcp"`          // where plugins connect that have a key
+	Leaf        Leaf     `toml:"leaf"`         // the fleet that is told of events
 }
 
 // Default is the config of a node that runs the suite under systemd.
@@ -44,7 +45,7 @@ func (c Config) Check() error {
 	if c.RetainMiB < retainMiBMin || c.RetainMiB > retainMiBMax {
 		errs = append(errs, fmt.Errorf("retain_mib: %d is not from %d to %d", c.RetainMiB, retainMiBMin, retainMiBMax))
 	}
-	errs = append(errs, c.TCP.check(), checkPlugins(c.Plugins, c.TCP))
+	errs = append(errs, c.TCP.check(), c.Leaf.check(), checkPlugins(c.Plugins, c.TCP))
 	return errors.Join(errs...)
 }
 

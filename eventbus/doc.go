@@ -16,6 +16,10 @@
 // and its answers to the gates that it was granted. So whatever subject a plugin
 // makes up, also as the place for an answer, ends in its own account.
 //
+// [Bus.Forward] tells a fleet's NATS, to which the server is connected as a leaf
+// node, of every event. It publishes in a third kind of account, in which there
+// is nobody else: nothing comes back from the fleet but acknowledgements.
+//
 // The past is read by asking for the events behind a cursor, with a wait for
 // those to come; package eventnats says how. The reader keeps the cursor, and
 // nobody but the bus itself touches JetStream: a consumer of the server's would
@@ -29,6 +33,8 @@
 //	                     long its last file was when it was closed or found
 //	<root>/damaged-…/    a store that could not be opened: the first and the two
 //	                     latest
+//	<root>/leaf.cursor   of the last event that the fleet has: "<epoch>/<sequence>";
+//	                     leaf.cursor.new while it is written
 //	<root>/lock          held while the bus is open
 //
 // The stream's metadata has its epoch, made when the stream was.

@@ -24,6 +24,7 @@ import (
 const (
 	roleBus      = "bus"      // ourselves: everything
 	roleOperator = "operator" // root, and our own user
+	roleLeaf     = "leaf"     // who tells the fleet
 )
 
 // nouns are what each daemon tells of: the first part of its topics.
@@ -69,6 +70,13 @@ func newRoles(cfg Config, log *slog.Logger) (*roles, error) {
 	}
 	r.byUID[0] = operator
 	r.byUID[uint32(os.Geteuid())] = operator
+	if cfg.Leaf.URL != "" {
+		node, err := cfg.Leaf.node()
+		if err != nil {
+			return nil, err
+		}
+		r.add(role{name: roleLeaf, account: accountLeaf, may: mayForward(node)})
+	}
 	for _, p := range cfg.Plugins {
 		own := r.add(role{
 			name: p.account(), account: p.account(), may: p.permissions(),

@@ -67,6 +67,9 @@ func eventbusMain(ctx context.Context, log *slog.Logger, args []string) error {
 	if cfg.TCP.Listen != "" {
 		works = append(works, func(ctx context.Context) error { return serveTCP(ctx, log, cfg.TCP.Listen, bus) })
 	}
+	if cfg.Leaf.URL != "" {
+		works = append(works, bus.Forward)
+	}
 	srv := rpc.NewServer(suite.Eventbus, log, rpc.WithOperators(cfg.Group))
 	eventrpc.Register(srv, bus)
 	busrpc.Register(srv, bus)

@@ -1,0 +1,405 @@
+package eventbus
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gantryd/gantry/services/event"
+)
+
+// A fleet is a stock NATS server, in whose account nodes are.
+type fleet struct {
+	admin client
+	js    jetstream.JetStream
+	link  *link
+}
+
+// startFleet starts a server that lets in whoever has the key.
+func startFleet(t *testing.T, public string) *fleet {
+	t.Helper()
+	dir := t.TempDir()
+	config := filepath.Join(dir, "server.conf")
+	if err := os.WriteFile(config, fmt.Appendf(nil, `
+		listen: "127.0.0.1:-1", leafnodes { listen: "127.0.0.1:-1" }
+		jetstream { store_dir: %q }
+		accounts { NODES: { jetstream: enabled, users: [ { nkey: %s }, { user: admin, password: admin } ] } }
+	`, dir, public), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(stockServer(t), "-c", config)
+	says, err := c.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	listens := make(chan string, 2)
+	ended := make(chan error, 1)
+	go func() {
+		for lines := bufio.NewScanner(says); lines.Scan(); {
+			said = append(said, lines.Text())
+			if _, address, ok := strings.Cut(lines.Text(), " connections on "); ok {
+				listens <- address
+			}
+		}
+		ended <- c.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		<-ended
+		if t.Failed() {
+			t.Logf("the fleet says:\n%s", strings.Join(said, "\n"))
+		}
+	})
+	var addresses [2]string // of leaf nodes, and of clients
+	for i := range addresses {
+		select {
+		case addresses[i] = <-listens:
+		case <-time.After(30 * time.Second):
+			t.Fatal("the fleet does not listen")
+		}
+	}
+	f := &fleet{link: newLink(t, addresses[0])}
+	if f.admin, err = dialTCP(t, addresses[1], nats.UserInfo("admin", "admin")); err != nil {
+		t.Fatal(err)
+	}
+	if f.js, err = jetstream.New(f.admin.Conn); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// stockServer builds the server that our go.mod names.
+func stockServer(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "nats-server")
+	c := exec.Command("go", "build", "-o", path, "github.com/nats-io/nats-server/v2")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", c.Args, err, out)
+	}
+	return path
+}
+
+func eventually(t *testing.T, what string, try func() error) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+		if err = try(); err == nil {
+			return
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	t.Fatalf("not in time: %s: %v", what, err)
+}
+
+// A link is between a node and its fleet, and can be cut.
+type link struct {
+	address string
+
+	mu    sync.Mutex
+	cut   bool
+	conns []net.Conn
+}
+
+func newLink(t *testing.T, to string) *link {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &link{address: lis.Addr().String()}
+	var works sync.WaitGroup
+	t.Cleanup(func() {
+		lis.Close()
+		l.set(true)
+		works.Wait()
+	})
+	works.Go(func() {
+		for {
+			near, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil || !l.carry(near, far) {
+				near.Close()
+				continue
+			}
+			works.Go(func() { _, _ = io.Copy(near, far); near.Close(); far.Close() })
+			works.Go(func() { _, _ = io.Copy(far, near); near.Close(); far.Close() })
+		}
+	})
+	return l
+}
+
+func (l *link) carry(near, far net.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cut {
+		far.Close()
+		return false
+	}
+	l.conns = append(l.conns, near, far)
+	return true
+}
+
+func (l *link) set(cut bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cut = cut
+	if cut {
+		for _, c := range l.conns {
+			c.Close()
+		}
+		l.conns = nil
+	}
+}
+
+// stream makes what takes the nodes' events.
+func (f *fleet) stream(t *testing.T, o jetstream.StreamConfig) {
+	t.Helper()
+	o.Name, o.Subjects = "NODES", []string{"gantry.*.v1.>"}
+	if _, err := f.js.CreateStream(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// told waits until the stream has n messages and returns what they are about.
+func (f *fleet) told(t *testing.T, n int) (messages []*jetstream.RawStreamMsg) {
+	t.Helper()
+	s, err := f.js.Stream(t.Context(), "NODES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, fmt.Sprintf("the fleet has %d events", n), func() error {
+		info, err := s.Info(t.Context())
+		if err == nil && info.State.LastSeq != uint64(n) {
+			err = fmt.Errorf("it has %d", info.State.LastSeq)
+		}
+		return err
+	})
+	for i := range n {
+		m, err := s.GetMsg(t.Context(), uint64(i+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		messages = append(messages, m)
+	}
+	return messages
+}
+
+// forwarding opens a bus that tells the fleet.
+func forwarding(t *testing.T, cfg Config) (b *Bus, stop func()) {
+	t.Helper()
+	b, err := Open(cfg, Needs{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var works sync.WaitGroup
+	for _, work := range []func(context.Context) error{b.Deliver, b.Forward} {
+		works.Go(func() {
+			if err := work(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("a work ended with %v", err)
+			}
+		})
+	}
+	stop = sync.OnceFunc(func() {
+		cancel()
+		works.Wait()
+		if err := b.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return b, stop
+}
+
+func withFleet(t *testing.T) (Config, *fleet) {
+	t.Helper()
+	public, key := newKey(t)
+	f := startFleet(t, public)
+	seed, err := key.Seed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Default()
+	cfg.Root = filepath.Join(t.TempDir(), "eventbus")
+	cfg.Leaf = Leaf{URL: "nats-leaf://" + f.link.address, NKey: filepath.Join(t.TempDir(), "seed"), Node: "node.1"}
+	if err := os.WriteFile(cfg.Leaf.NKey, append(seed, '\n'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Check(); err != nil {
+		t.Errorf("Check: %v", err)
+	}
+	return cfg, f
+}
+
+func publishNumbers(t *testing.T, b *Bus, ids ...int) {
+	t.Helper()
+	for _, n := range ids {
+		e := event.New("one", time.Now(), event.ContainerDelete{ID: fmt.Sprint("c", n)})
+		e.ID = fmt.Sprint("taskd/1/", n)
+		if err := b.Publish(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAFleetIsToldOfEveryEventInOrder(t *testing.T) {
+	cfg, f := withFleet(t)
+	b, stop := forwarding(t, cfg)
+	publishNumbers(t, b, 1, 2, 3)
+	eventually(t, "the link is up", func() error {
+		if b.server.NumLeafNodes() == 0 {
+			return errors.New("it is down")
+		}
+		return nil
+	})
+	// The fleet had no stream until now.
+	f.stream(t, jetstream.StreamConfig{})
+	f.told(t, 3)
+	f.link.set(true)
+	publishNumbers(t, b, 4, 5)
+	stop()
+	b, _ = forwarding(t, cfg)
+	publishNumbers(t, b, 6, 7)
+	f.link.set(false)
+	publishNumbers(t, b, 8)
+	for i, m := range f.told(t, 8) {
+		if got, want := m.Subject, "gantry.node%2E1.v1.one.containers.delete"; got != want {
+			t.Errorf("subject is %s, want %s", got, want)
+		}
+		if got, want := m.Header.Get("ce-id"), fmt.Sprint("taskd/1/", i+1); got != want {
+			t.Errorf("message %d is event %s, want %s", i+1, got, want)
+		}
+		if got, want := string(m.Data), fmt.Sprintf(`{"id":"c%d"}`, i+1); got != want {
+			t.Errorf("message %d is %s, want %s", i+1, got, want)
+		}
+	}
+}
+
+// What was lost before the fleet could be told, it is told of as lost.
+func TestAFleetIsToldOfAGap(t *testing.T) {
+	cfg, f := withFleet(t)
+	f.stream(t, jetstream.StreamConfig{MaxMsgSize: 2000})
+	b, stop := forwarding(t, cfg)
+	publishNumbers(t, b, 1)
+	f.told(t, 1)
+	stop()
+	if err := os.RemoveAll(filepath.Join(cfg.Root, "jetstream")); err != nil {
+		t.Fatal(err)
+	}
+	b, _ = forwarding(t, cfg)
+	publishNumbers(t, b, 2)
+	large := event.New("one", time.Now(), event.ContainerDelete{ID: strings.Repeat("x", 3000)})
+	large.ID, large.Subject = "taskd/1/3", "x"
+	if err := b.Publish(t.Context(), large); err != nil {
+		t.Fatal(err)
+	}
+	publishNumbers(t, b, 4)
+	told := f.told(t, 5)
+	if got, want := told[1].Subject, "gantry.node%2E1.v1.gap"; got != want || !strings.Contains(string(told[1].Data), b.epoch) {
+		t.Errorf("told %s of %s, want %s", told[1].Data, got, want)
+	}
+	for i, want := range []string{"taskd/1/1", "", "taskd/1/2", "taskd/1/3", "taskd/1/4"} {
+		if got := told[i].Header.Get("ce-id"); got != want {
+			t.Errorf("message %d is event %q, want %q", i+1, got, want)
+		}
+	}
+	if got := told[3].Header.Get("gantry-omitted"); got == "" || len(told[3].Data) != 0 {
+		t.Errorf("too large for the stream: %d bytes, omitted %q", len(told[3].Data), got)
+	}
+}
+
+func TestAHostileFleetReachesNothing(t *testing.T) {
+	cfg, f := withFleet(t)
+	f.stream(t, jetstream.StreamConfig{})
+	b, _ := forwarding(t, cfg)
+	publishNumbers(t, b, 1)
+	f.told(t, 1)
+	bus, err := nats.Connect("", nats.InProcessServer(b.server), nats.UserInfo(roleBus, b.roles.byName[roleBus].secret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bus.Close()
+	seen := watch(t, client{Conn: bus}, "gantry.>")
+	heard := watch(t, f.admin, ">")
+	for _, s := range []string{
+		"gantry.v1.one.tasks.exit", "gantry.v1.gate.network", "gantry.bus.v1.read", "gantry.bus.v1.publish.one.tasks.exit",
+		"$JS.API.STREAM.PURGE.EVENTS", "$JS.API.STREAM.DELETE.EVENTS", "$JS.API.INFO", "$SYS.REQ.SERVER.PING", "_R_.abcdef.123456", "_INBOX.x",
+	} {
+		if err := f.admin.PublishRequest(s, "back."+s, []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.admin.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	// What comes through the link comes in order: all of it is past. The stream
+	// takes two of these, as if they were nodes'.
+	publishNumbers(t, b, 2)
+	if m := f.told(t, 4)[3]; m.Header.Get("ce-id") != "taskd/1/2" {
+		t.Errorf("the fleet was told of %s last", m.Subject)
+	}
+	if got := lastSequence(t, b); got != 2 {
+		t.Errorf("the node's stream has %d events, want 2", got)
+	}
+	if err := bus.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for len(seen) > 0 {
+		if m := <-seen; m.Subject != "gantry.v1.one.containers.delete" {
+			t.Errorf("the node sees %s", m.Subject)
+		}
+	}
+	for len(heard) > 0 {
+		m := <-heard
+		byFleet := strings.HasPrefix(m.Subject, "back.$JS.API.") || strings.Contains(string(m.Data), `"stream":"NODES"`)
+		if strings.HasPrefix(m.Subject, "back.") && !byFleet {
+			t.Errorf("the fleet is answered on %s: %s", m.Subject, m.Data)
+		}
+	}
+}
+
+func TestEveryMistakeInLeafIsTold(t *testing.T) {
+	for name, c := range map[string]struct {
+		leaf Leaf
+		says string
+	}{
+		"no url":               {Leaf{Node: "n"}, "leaf.url"},
+		"another scheme":       {Leaf{URL: "http://127.0.0.1:1"}, "leaf.url"},
+		"no port":              {Leaf{URL: "tls://127.0.0.1"}, "leaf.url"},
+		"a path":               {Leaf{URL: "tls://127.0.0.1:1/x"}, "leaf.url"},
+		"a password":           {Leaf{URL: "tls://a:b@127.0.0.1:1"}, "leaf.url"},
+		"no TLS to elsewhere":  {Leaf{URL: "nats-leaf://10.0.0.1:7422"}, "want tls://"},
+		"no TLS to a name":     {Leaf{URL: "nats-leaf://fleet:7422"}, "want tls://"},
+		"two ways to be known": {Leaf{URL: "tls://f:1", NKey: "/a", Credentials: "/b"}, "want one"},
+		"a relative path":      {Leaf{URL: "tls://f:1", NKey: "a"}, "leaf.nkey"},
+		"a subject as node":    {Leaf{URL: "tls://f:1", Node: "a.>"}, "leaf.node"},
+	} {
+		cfg := Default()
+		cfg.Leaf = c.leaf
+		if err := cfg.Check(); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
+	}
+}
