@@ -116,7 +116,7 @@ func (s *Store) attach(ctx context.Context, r *record, ns *netns) error {
 			return err
 		}
 	}
-	if err := s.claim(r); err != nil {
+	if err := s.claimFrom(ctx, r); err != nil {
 		return err
 	}
 	done, err := s.connect(ctx, r, ns)
@@ -129,6 +129,25 @@ func (s *Store) attach(ctx context.Context, r *record, ns *netns) error {
 	}
 	s.log.Info("connected", "namespace", r.Namespace, "container", r.Container, "network", r.Network, "addresses", done.Addresses, "ports", network.FormatPorts(r.Ports))
 	return s.tell(ctx, done)
+}
+
+// claimFrom is claim that does not count what is only left of a container: who
+// removes one and starts another is not to wait for the event. Nobody waits for
+// us meanwhile: we have no record.
+func (s *Store) claimFrom(ctx context.Context, r *record) error {
+	for {
+		holder, err := s.claim(r)
+		if err == nil {
+			return nil
+		}
+		was := s.get(holder)
+		ctx, cancel := context.WithTimeout(ctx, pluginTime)
+		looked := s.look(ctx, holder)
+		cancel()
+		if now := s.get(holder); looked != nil || now != nil && now == was {
+			return err
+		}
+	}
 }
 
 // connect does it step by step. What is intended is on record before anything

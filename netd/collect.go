@@ -30,6 +30,9 @@ func (s *Store) collect(ctx context.Context) {
 			s.log.Warn("what is left in a network is not collected", "network", n.name, "err", err)
 		}
 	}
+	if err := s.unpin(); err != nil {
+		s.log.Warn("a network namespace that nobody has stays", "err", err)
+	}
 }
 
 func (s *Store) collectNetwork(ctx context.Context, n networkFile) error {
@@ -50,6 +53,22 @@ func (s *Store) collectNetwork(ctx context.Context, n networkFile) error {
 	errs = append(errs, s.inSlot(ctx, func(ctx context.Context) error {
 		return s.plugins.Collect(ctx, n.list, s.ids(n.name))
 	}))
+	return errors.Join(errs...)
+}
+
+// unpin lets go of namespaces that no attachment has.
+func (s *Store) unpin() error {
+	entries, err := os.ReadDir(filepath.Dir(s.pin("id")))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		// It is pinned after it is on record, and on record for longer.
+		if !s.known(e.Name()) {
+			errs = append(errs, s.kernel.Unpin(s.pin(e.Name())))
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -157,3 +157,33 @@ func TestCrashOfAReplacement(t *testing.T) {
 		return lived
 	})
 }
+
+// TestPowerLossLeaksNoAddress cuts the power at every step of a container's
+// life on a network. Whatever address was given out by then is given back.
+func TestPowerLossLeaksNoAddress(t *testing.T) {
+	cuts(t, func(t *testing.T, at int, after bool) bool {
+		w := newWorld(t)
+		web := key{"one", "web"}
+		q := w.start(web, 10, webLabels)
+		w.cut(at, after)
+		s, err := w.tryOpen()
+		if err == nil && s.Pass(t.Context(), q) == nil {
+			w.status(web, task.Stopped)
+			_ = settleAll(t, s)
+		}
+		lived, trail := !w.dead, w.trail
+		w.blackout()
+		w.cut(0, false)
+		if err := settleAll(t, w.open()); err != nil {
+			t.Error(err)
+		}
+		w.want(0)
+		if _, told := w.labels(web)[network.LabelAddresses]; told && len(w.addresses) == 0 {
+			t.Error("an address is told that nobody has")
+		}
+		if t.Failed() {
+			t.Logf("steps %q", trail)
+		}
+		return lived
+	})
+}

@@ -15,6 +15,7 @@
 //	    record.json                    all that is needed to undo it
 //	    record.new                     the next one, while it is written
 //	    results/                       what plugins said, as libcni keeps it
+//	<root>/cursor                      how far it came with the bus's events
 //	<state>/.netns/<id>                the network namespace, mounted on a file
 //	<state>/<network>/resolv.conf      for containers of a network
 //
@@ -64,8 +65,9 @@
 // None of its own: taskd tells of the labels. It hears /tasks/exit, /tasks/delete
 // and /containers/delete, and takes each for a reason to ask taskd what is true,
 // so that one that is late, told twice or of an earlier task does no harm. After
-// a gap, and at the start, it looks at every attachment. So it needs no cursor:
-// it keeps what it has done, not what it has heard.
+// a gap, and at the start, it looks at every attachment: its records are what it
+// goes by, and the cursor in <root>/cursor spares it nothing but is how operators
+// see that it listens.
 //
 // # Networks
 //

@@ -152,7 +152,9 @@ func (n networkFile) gateways() (all []netip.Addr) {
 					continue
 				}
 			}
-			all = append(all, gateway)
+			if gateway.Zone() == "" {
+				all = append(all, gateway)
+			}
 		}
 	}
 	return all

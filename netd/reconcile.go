@@ -19,31 +19,37 @@ const (
 	pauseMax   = 30 * time.Second // after a failure
 )
 
-// Topics are those of the events that may end an attachment.
-func Topics() []string { return []string{"/tasks/exit", "/tasks/delete", "/containers/delete"} }
+// Subjects are those of the events that may end an attachment, on the bus.
+func Subjects() []string {
+	return []string{"gantry.v1.*.tasks.exit", "gantry.v1.*.tasks.delete", "gantry.v1.*.containers.delete"}
+}
 
 // Hear takes an event. It is only the reason to look: what is true is asked of
 // taskd, so that it does not matter whether an event is late, told twice, or
-// about a task before this one.
-func (s *Store) Hear(e event.Event) {
+// about a task before this one. An event is heard when it is known where to
+// look: what a crash then leaves undone is found by its record.
+func (s *Store) Hear(_ context.Context, e event.Event) error {
 	k := key{e.Namespace, e.Subject}
 	if e.Topic == "/tasks/exit" {
 		// Of an exec, whose container goes on.
 		if id, ok := e.Fields()([]string{"event", "id"}); ok && id != e.Subject {
-			return
+			return nil
 		}
 	}
-	if s.get(k) != nil {
+	// One that is only being connected may have ended before it is.
+	if s.get(k) != nil || s.turns.busy(k) {
 		s.soon(k)
 	}
+	return nil
 }
 
-// Relist has everything looked at: events were missed.
-func (s *Store) Relist() {
+// Relist has everything looked at: events were missed, or this is the start.
+func (s *Store) Relist(context.Context, *event.Gap) error {
 	s.mu.Lock()
 	s.swept = time.Time{}
 	s.mu.Unlock()
 	s.stir()
+	return nil
 }
 
 // Reconcile undoes attachments whose tasks have ended, and those that were only

@@ -113,22 +113,23 @@ func (s *Store) drop(r *record) {
 	delete(s.records, r.key())
 }
 
-// claim is keep for a new record, which may not want what another has.
-func (s *Store) claim(r *record) error {
+// claim is keep for a new record, which may not want what another has: then it
+// says whose that is.
+func (s *Store) claim(r *record) (holder key, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.records {
 		if o.Netns == r.Netns && o.Boot == r.Boot {
-			return fmt.Errorf("container %s has the network namespace of container %s, which is connected already: %w", r.key(), o.key(), errdefs.ErrFailedPrecondition)
+			return o.key(), fmt.Errorf("container %s has the network namespace of container %s, which is connected already: %w", r.key(), o.key(), errdefs.ErrFailedPrecondition)
 		}
 		for _, p := range r.Ports {
 			if i := slices.IndexFunc(o.Ports, p.Overlaps); i >= 0 {
-				return fmt.Errorf("port %s is published already, as %s of container %s: %w", p, o.Ports[i], o.key(), errdefs.ErrAlreadyExists)
+				return o.key(), fmt.Errorf("port %s is published already, as %s of container %s: %w", p, o.Ports[i], o.key(), errdefs.ErrAlreadyExists)
 			}
 		}
 	}
 	s.records[r.key()] = r
-	return nil
+	return key{}, nil
 }
 
 // An Attachment is a container that is connected.

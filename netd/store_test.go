@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/gate"
+	"github.com/gantryd/gantry/services/ident"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/network"
 	"github.com/gantryd/gantry/services/task"
@@ -142,6 +144,40 @@ func TestAPluginThatFailsLeavesNothing(t *testing.T) {
 	w.connected(one)
 }
 
+func TestWhatIsLeftOfAContainerIsInNobodysWay(t *testing.T) {
+	w := newWorld(t)
+	s := w.open()
+	if err := s.Pass(t.Context(), w.start(two, 20, onNetwork("8080:80"))); err != nil {
+		t.Fatal(err)
+	}
+	// It is gone, and nobody has told netd yet.
+	w.deleteTask(two)
+	if err := s.Pass(t.Context(), w.start(one, 10, onNetwork("8080:80"))); err != nil {
+		t.Error(err)
+	}
+	w.connected(one)
+	w.want(1)
+	// Two who wait for what a third has do not wait for each other for ever.
+	w.status(one, task.Stopped)
+	var wg sync.WaitGroup
+	var passed atomic.Int32
+	for i := range 8 {
+		q := w.start(key{"one", fmt.Sprintf("c%d", i)}, uint32(100+i), onNetwork("8080:80"))
+		wg.Go(func() {
+			if err := s.Pass(t.Context(), q); err == nil {
+				passed.Add(1)
+			} else if !errdefs.IsAlreadyExists(err) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if passed.Load() != 1 {
+		t.Errorf("%d containers publish one port", passed.Load())
+	}
+	w.want(1)
+}
+
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !holds(); <-time.After(5 * time.Millisecond) {
@@ -158,6 +194,11 @@ func TestEventsEndAttachments(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Reconcile(ctx) }()
 	defer func() { cancel(); <-done }()
+	hear := func(e event.Event) {
+		if err := s.Hear(ctx, e); err != nil {
+			t.Error(err)
+		}
+	}
 	exit := func(exec string) event.Event {
 		return event.New("one", time.Now(), event.TaskExit{ContainerID: "web", ID: exec})
 	}
@@ -168,7 +209,7 @@ func TestEventsEndAttachments(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.status(one, task.Stopped)
-	s.Hear(exit("web"))
+	hear(exit("web"))
 	eventually(t, "it is disconnected after its exit", gone)
 	w.want(0)
 
@@ -177,12 +218,12 @@ func TestEventsEndAttachments(t *testing.T) {
 	if err := s.Pass(t.Context(), w.start(one, 11, webLabels)); err != nil {
 		t.Fatal(err)
 	}
-	s.Hear(exit("web"))
-	s.Hear(exit("exec-1"))
-	s.Hear(event.New("one", time.Now(), event.TaskDelete{ContainerID: "web", Pid: 10}))
-	s.Hear(event.New("two", time.Now(), event.ContainerDelete{ID: "web"}))
+	hear(exit("web"))
+	hear(exit("exec-1"))
+	hear(event.New("one", time.Now(), event.TaskDelete{ContainerID: "web", Pid: 10}))
+	hear(event.New("two", time.Now(), event.ContainerDelete{ID: "web"}))
 	w.status(one, task.Unknown)
-	s.Hear(exit("web"))
+	hear(exit("web"))
 	w.status(one, task.Running)
 
 	// One that nobody told of is found by the next look at everything.
@@ -190,7 +231,9 @@ func TestEventsEndAttachments(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.deleteTask(key{"one", "other"})
-	s.Relist()
+	if err := s.Relist(ctx, nil); err != nil {
+		t.Error(err)
+	}
 	eventually(t, "the other is disconnected", func() bool { return s.get(key{"one", "other"}) == nil })
 	w.connected(one)
 
@@ -198,7 +241,7 @@ func TestEventsEndAttachments(t *testing.T) {
 	if err := w.containers.In(namespace.Scope{Name: "one"}).Delete(ctx, "web"); err != nil {
 		t.Fatal(err)
 	}
-	s.Hear(event.New("one", time.Now(), event.ContainerDelete{ID: "web"}))
+	hear(event.New("one", time.Now(), event.ContainerDelete{ID: "web"}))
 	eventually(t, "it is disconnected after its deletion", gone)
 	w.want(0)
 }
@@ -378,4 +421,23 @@ func TestConfig(t *testing.T) {
 	}
 	err := Config{Root: "a", State: "/b", Networks: []string{"c"}}.Check()
 	wantText(t, err, `root: "a"`, `networks: "c"`, "plugins: want")
+}
+
+func FuzzNetwork(f *testing.F) {
+	f.Add([]byte(defaultList))
+	f.Add([]byte(`{"cniVersion":"1.0.0","cniVersions":["1.1.0"],"name":"n","plugins":[{"type":"a","ipam":{"type":"host-local","ranges":[[{"subnet":"::/0","gateway":"x"}]]}}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, err := parseNetwork(b)
+		if err != nil {
+			return
+		}
+		if ident.Check(n.name) != nil || strings.Contains(n.name, "/") {
+			t.Errorf("a network is called %q", n.name)
+		}
+		for _, g := range n.gateways() {
+			if strings.ContainsAny(g.String(), " \n") {
+				t.Errorf("a gateway is %q", g)
+			}
+		}
+	})
 }

@@ -39,6 +39,13 @@ func (t *turns) take(ctx context.Context, k key) (release func(), err error) {
 	}
 }
 
+// busy says whether somebody works on k, or waits for it.
+func (t *turns) busy(k key) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.holds[k] != nil
+}
+
 func (t *turns) leave(k key, h *turn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -53,6 +53,10 @@ type world struct {
 	runningMax int
 	byID       map[string]int
 	block      chan struct{} // Add waits for it
+
+	// synced is what of the disk is, for a directory the names in it and for
+	// a file its bytes, if the power is cut.
+	synced map[string]map[string]string
 }
 
 const defaultList = `{"cniVersion":"1.0.0","name":"default","plugins":[{"type":"bridge","bridge":"gantry0","ipam":{"type":"host-local","ranges":[[{"subnet":"10.87.0.0/16"}]]}},{"type":"portmap","capabilities":{"portMappings":true}}]}`
@@ -65,6 +69,7 @@ func newWorld(t *testing.T) *world {
 		cfg:   Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Networks: []string{filepath.Join(dir, "networks")}, Plugins: []string{"/nonexistent"}},
 		tasks: map[key]task.Process{}, spaces: map[uint32]nsID{}, pins: map[string]nsID{}, addresses: map[string]string{},
 		devices: map[nsID]string{}, rules: map[string]int{}, listening: map[uint16]bool{}, byID: map[string]int{},
+		synced: map[string]map[string]string{},
 	}
 	w.network("default", defaultList)
 	return w
@@ -365,7 +370,42 @@ func (d cutDisk) Rename(from, to string) error {
 }
 
 func (d cutDisk) SyncDir(dir string) error {
-	return d.w.step("sync", func() error { return osDisk{}.SyncDir(dir) })
+	return d.w.step("sync", func() error {
+		entries, err := os.ReadDir(dir)
+		names := make(map[string]string)
+		for _, e := range entries {
+			b, _ := os.ReadFile(filepath.Join(dir, e.Name())) // written files are synced
+			names[e.Name()] = string(b)
+		}
+		d.w.synced[dir] = names
+		return errors.Join(err, osDisk{}.SyncDir(dir))
+	})
+}
+
+// blackout cuts the power: what was not synced is forgotten, and so is all of
+// the kernel. Addresses are files of host-local, and stay.
+func (w *world) blackout() {
+	w.t.Helper()
+	root := filepath.Join(w.cfg.Root, "attachments")
+	if err := os.RemoveAll(root); err != nil {
+		w.t.Fatal(err)
+	}
+	for dir := range w.synced[root] {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+			w.t.Fatal(err)
+		}
+		for name, text := range w.synced[filepath.Join(root, dir)] {
+			if err := os.WriteFile(filepath.Join(root, dir, name), []byte(text), 0o600); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+	}
+	w.boot += "+"
+	clear(w.pins)
+	clear(w.devices)
+	clear(w.rules)
+	clear(w.tasks)
+	clear(w.spaces)
 }
 
 func (d cutDisk) RemoveAll(dir string) error {

@@ -102,7 +102,7 @@ var law = []struct{ from, may string }{
 	{"shim/*", nouns + "disks shim/*"},
 
 	// The SDK: contracts, and the wires to reach them.
-	{"client", nouns + "services/*/*rpc services/event/eventnats services/rpc client/* disks"},
+	{"client", nouns + "services/*/*rpc services/event/eventnats services/gate/gatenats services/rpc client/* disks"},
 	{"client/clienttest", nouns + "services/*/*test client"},
 	{"client/*", nouns + "services/*/*rpc services/event/eventnats services/rpc client/* disks"},
 

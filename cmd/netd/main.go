@@ -11,17 +11,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/client"
 	"github.com/gantryd/gantry/netd"
 	"github.com/gantryd/gantry/services/daemon"
-	"github.com/gantryd/gantry/services/event"
-	"github.com/gantryd/gantry/services/event/eventnats"
-	"github.com/gantryd/gantry/services/gate/gatenats"
 	"github.com/gantryd/gantry/services/network"
 	"github.com/gantryd/gantry/services/rpc"
 	"github.com/gantryd/gantry/services/suite"
@@ -54,7 +47,7 @@ func run(ctx context.Context, log *slog.Logger, args []string) error {
 		return err
 	}
 	defer c.Close()
-	bus, err := eventnats.Dial(suite.NATSSocket(cfg.Sockets))
+	bus, err := client.DialBus(suite.NATSSocket(cfg.Sockets))
 	if err != nil {
 		return err
 	}
@@ -76,39 +69,16 @@ func run(ctx context.Context, log *slog.Logger, args []string) error {
 	},
 		store.Reconcile,
 		store.Resolve,
-		func(ctx context.Context) error { return follow(ctx, log, c, store) },
-		func(ctx context.Context) error { return gatenats.Serve(ctx, bus.Conn(), network.Gate, store) },
+		func(ctx context.Context) error { return bus.Gate(ctx, network.Gate, store) },
+		func(ctx context.Context) error {
+			return bus.Subscribe(ctx, client.Subscription{
+				Name:     suite.Netd,
+				Cursor:   filepath.Join(cfg.Root, "cursor"),
+				Subjects: netd.Subjects(),
+				Handle:   store.Hear,
+				Relist:   store.Relist,
+				Retry:    func(err error) { log.Info("the bus is asked again", "err", err) },
+			})
+		},
 	)
-}
-
-// follow has the store hear events until ctx ends, and look at everything where
-// some were missed.
-func follow(ctx context.Context, log *slog.Logger, c *client.Client, store *netd.Store) error {
-	var topics []string
-	for _, topic := range netd.Topics() {
-		topics = append(topics, "topic=="+strconv.Quote(topic))
-	}
-	for {
-		events, err := c.Follow(ctx, event.SubscribeOptions{Filters: topics})
-		if err == nil {
-			store.Relist() // from here on every change is heard
-			for e, missed := range events {
-				switch {
-				case missed == nil:
-					store.Hear(e)
-				case errors.Is(missed, errdefs.ErrOutOfRange):
-					store.Relist()
-				default:
-					err = missed
-				}
-			}
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil && !errors.Is(err, errdefs.ErrUnavailable) {
-			return fmt.Errorf("events: %w", err)
-		}
-		log.Warn("the bus is away", "err", strings.TrimSpace(fmt.Sprint(err)))
-	}
 }
