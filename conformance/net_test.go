@@ -171,6 +171,8 @@ func TestContainersAreOnANetwork(t *testing.T) {
 			}
 		}
 	}
+	// Who removes one and starts another has its port at once.
 	n.ctl("rm", "-f", "web")
+	n.ctl("run", "--rm", "--net", "default", "-p", "8080:80", image, "/bin/true")
 	n.back("all is collected at the end", empty)
 }
