@@ -157,7 +157,11 @@ func (r *roles) greeted(o *server.ClientOpts, nonce []byte) *role {
 	if err != nil || len(nonce) == 0 {
 		return nil
 	}
+	// Clients differ in how they write it.
 	signature, err := base64.RawURLEncoding.DecodeString(o.Sig)
+	if err != nil {
+		signature, err = base64.StdEncoding.DecodeString(o.Sig)
+	}
 	if err != nil {
 		return nil
 	}

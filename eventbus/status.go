@@ -55,10 +55,14 @@ func (b *Bus) reportPeers(st *event.Status) error {
 		}
 	}
 	for _, c := range z.Conns {
-		if c.AuthorizedUser == roleBus {
+		if c.AuthorizedUser == roleBus || c.AuthorizedUser == roleLeaf {
 			continue
 		}
-		name := strings.TrimPrefix(c.AuthorizedUser, Plugin{}.account())
+		// A plugin that has a key is known by its account only.
+		name, ok := strings.CutPrefix(c.Account, Plugin{}.account())
+		if !ok {
+			name = c.AuthorizedUser
+		}
 		p := peers[name]
 		p.Name, p.Connections = name, p.Connections+1
 		p.Subscriptions += int(c.NumSubs)

@@ -98,6 +98,10 @@ func TestAPluginWithAKeyConnectsByTCP(t *testing.T) {
 		}
 	}
 	expect(t, "far", far, told, "gantry.v1.one.tasks.exit")
+	st, err := b.Status(t.Context())
+	if err != nil || len(st.Peers) != 1 || st.Peers[0].Name != "far" || st.Peers[0].Connections != 1 {
+		t.Errorf("peers are %+v, %v", st.Peers, err)
+	}
 	before := lastSequence(t, b)
 	for _, s := range []string{"gantry.v1.one.tasks.exit", "$JS.API.STREAM.PURGE.EVENTS", "$SYS.REQ.SERVER.PING"} {
 		if !far.isRefused(t, func() error { return far.Publish(s, nil) }) {
@@ -211,7 +215,8 @@ func certificate(t *testing.T) (certificate, key string, pool *x509.CertPool) {
 	}
 	of := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true,
+		DNSNames: []string{"localhost"}, // which Node asks for
+		IsCA:     true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, of, of, private.Public(), private)
 	if err != nil {
