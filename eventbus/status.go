@@ -32,7 +32,7 @@ func (b *Bus) Status(ctx context.Context) (event.Status, error) {
 			Epoch: b.epoch, First: info.State.FirstSeq, Last: info.State.LastSeq, Bytes: int64(info.State.Bytes),
 			BytesMax: info.Config.MaxBytes, AgeMax: info.Config.MaxAge, Oldest: info.State.FirstTime.UTC(),
 		},
-		ConnectionsMax: connectionsMax,
+		ConnectionsMax: connectionsMax + len(b.cfg.Plugins)*pluginConnections,
 	}
 	if info.State.Msgs == 0 {
 		st.Stream.First, st.Stream.Oldest = info.State.LastSeq+1, time.Time{}
@@ -55,13 +55,9 @@ func (b *Bus) reportPeers(st *event.Status) error {
 		}
 	}
 	for _, c := range z.Conns {
-		if c.AuthorizedUser == roleBus || c.AuthorizedUser == roleLeaf {
+		name := peerName(c)
+		if name == "" {
 			continue
-		}
-		// A plugin that has a key is known by its account only.
-		name, ok := strings.CutPrefix(c.Account, Plugin{}.account())
-		if !ok {
-			name = c.AuthorizedUser
 		}
 		p := peers[name]
 		p.Name, p.Connections = name, p.Connections+1
@@ -79,6 +75,21 @@ func (b *Bus) reportPeers(st *event.Status) error {
 	st.Peers = slices.SortedFunc(maps.Values(peers), func(a, b event.Peer) int { return cmp.Compare(a.Name, b.Name) })
 	st.Gates = slices.SortedFunc(maps.Values(gates), func(a, b event.Gate) int { return cmp.Compare(a.Name, b.Name) })
 	return nil
+}
+
+// peerName returns who a connection is; it is empty for ourselves, and for who
+// has not said it yet.
+func peerName(c *server.ConnInfo) string {
+	plugin, isPlugin := strings.CutPrefix(c.Account, Plugin{}.account())
+	switch {
+	case isPlugin: // by its uid or its key
+		return plugin
+	case c.Account == accountLeaf && c.AuthorizedUser != roleLeaf:
+		return "fleet"
+	case c.AuthorizedUser == roleBus || c.AuthorizedUser == roleLeaf:
+		return ""
+	}
+	return c.AuthorizedUser
 }
 
 // gateOf returns the gate that a subscription answers. One to more subjects

@@ -69,8 +69,34 @@ func TestStatus(t *testing.T) {
 	}, st.Peers); d != "" {
 		t.Errorf("peers (-want +got):\n%s", d)
 	}
-	if st.Connections != 2 || st.ConnectionsMax != connectionsMax {
+	if st.Connections != 2 || st.ConnectionsMax != connectionsMax+2*pluginConnections {
 		t.Errorf("%d connections of %d", st.Connections, st.ConnectionsMax)
+	}
+}
+
+// A plugin that is known by its key has its name.
+func TestStatusOfAPluginWithAKey(t *testing.T) {
+	public, key := newKey(t)
+	address, b := openTCP(t, withKey(public))
+	far, err := dialTCP(t, address, nats.Nkey(public, key.Sign))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := far.Subscribe(gatenats.Subject("far"), func(*nats.Msg) {}); err != nil {
+		t.Fatal(err)
+	}
+	if err := far.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	st, err := b.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]event.Peer{{Name: "far", Connections: 1, Subscriptions: 1}}, st.Peers); d != "" {
+		t.Errorf("peers (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff([]event.Gate{{Name: "far", Plugins: []string{"far"}, Present: true}}, st.Gates); d != "" {
+		t.Errorf("gates (-want +got):\n%s", d)
 	}
 }
 

@@ -91,6 +91,10 @@ func TestPatience(t *testing.T) {
 			<-time.After(8 * time.Second)
 			m.Serve("network", pass)
 		}, after: 9 * time.Second},
+		{name: "ends late with the question and is replaced", began: gate.Func(silent), do: func(m *gatetest.Memory) {
+			<-time.After(20 * time.Second)
+			m.Serve("network", pass)
+		}, after: 24 * time.Second},
 		{name: "ends with the question for good", began: gate.Func(silent), do: func(m *gatetest.Memory) {
 			<-time.After(500 * time.Millisecond)
 			m.Serve("network", deny)()

@@ -22,8 +22,10 @@ const (
 	pauseMax = 250 * time.Millisecond
 
 	// The question may have been lost with a plugin that ended. So it is put
-	// again after repeatMin, and then after twice as long each time.
+	// again after repeatMin, and then after twice as long each time, up to
+	// repeatMax.
 	repeatMin = time.Second
+	repeatMax = 4 * time.Second
 )
 
 // Ask asks a gate until it answers, as often as it takes. Its outcomes are those
@@ -99,7 +101,7 @@ func (q *asking) until(absent time.Duration) error {
 			if failed {
 				failed, repeat = false, repeatMin
 			} else {
-				alone, repeat = time.Time{}, 2*repeat
+				alone, repeat = time.Time{}, min(2*repeat, repeatMax)
 			}
 			q.put()
 			next.Reset(repeat)
