@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -77,7 +78,7 @@ func connect(url string, o ...nats.Option) (*Bus, error) {
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			// The server does not say to which call it says no.
-			if errors.Is(err, nats.ErrPermissionViolation) {
+			if errors.Is(err, nats.ErrPermissionViolation) && !isAnswer(err) {
 				b.interrupt(fmt.Errorf("%w: %w", err, errdefs.ErrPermissionDenied))
 			}
 		}),
@@ -91,6 +92,13 @@ func connect(url string, o ...nats.Option) (*Bus, error) {
 		return nil, fmt.Errorf("bus: %w", err)
 	}
 	return b, nil
+}
+
+// isAnswer says whether what the server refused was an answer, of which there
+// is no call: it answers a question of a server that has ended, or one that was
+// answered. Who asked asks again.
+func isAnswer(err error) bool {
+	return strings.Contains(err.Error(), `Publish to "`+nats.InboxPrefix)
 }
 
 // A dialer dials the same socket whatever the address is.
