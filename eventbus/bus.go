@@ -28,7 +28,7 @@ import (
 const (
 	messageMax     = 1 << 20
 	memoryMax      = 16 << 20 // of streams in memory, of which we have none
-	pendingMax     = 8 << 20  // bytes that wait for a connection that does not read
+	pendingMax     = 5 << 19  // bytes that wait for a connection that does not read
 	connectionsMax = 1024
 	sameIDTime     = time.Hour
 	openTime       = 30 * time.Second
@@ -50,6 +50,10 @@ type Bus struct {
 	epoch  string
 	window window
 
+	// past is a connection for rereads, so that what they read does not stand
+	// before acknowledgements; rereads holds one for each that there is.
+	past    *eventnats.Bus
+	rereads chan struct{}
 	readers readers
 
 	found bool // a stream, or what is left of one, was there
@@ -61,7 +65,7 @@ var _ event.Bus = (*Bus)(nil)
 // Open opens or makes the stream. A directory that another process has open, or
 // that has something else in it, is [errdefs.ErrFailedPrecondition].
 func Open(cfg Config, needs Needs) (_ *Bus, err error) {
-	b := &Bus{cfg: cfg, log: needs.Log}
+	b := &Bus{cfg: cfg, log: needs.Log, rereads: make(chan struct{}, rereadsMax)}
 	if b.lock, err = lockRoot(cfg.Root); err != nil {
 		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
 	}
@@ -95,6 +99,9 @@ func (b *Bus) start() (err error) {
 	if b.stream, err = eventnats.In(b.server, roleBus, b.roles.byName[roleBus].secret); err != nil {
 		return err
 	}
+	if b.past, err = eventnats.In(b.server, roleBus, b.roles.byName[roleBus].secret); err != nil {
+		return err
+	}
 	return b.makeStream()
 }
 
@@ -110,11 +117,15 @@ func (b *Bus) newServer() (*server.Server, error) {
 
 		CustomClientAuthentication: b.roles,
 
-		MaxConn:            connectionsMax + len(b.cfg.Plugins)*pluginConnections + tcpConnections + 8,
-		AuthTimeout:        (2 * greetingTime).Seconds(),
-		AlwaysEnableNonce:  true, // for keys
-		MaxPayload:         messageMax,
-		MaxPending:         pendingMax,
+		MaxConn:           connectionsMax + len(b.cfg.Plugins)*pluginConnections + tcpConnections + 8,
+		AuthTimeout:       (2 * greetingTime).Seconds(),
+		AlwaysEnableNonce: true, // for keys
+		MaxPayload:        messageMax,
+		MaxPending:        pendingMax,
+		// Whoever does not read is told less, and closed: it does not hold up
+		// those who publish.
+		NoFastProducerStall: true,
+
 		JetStream:          true,
 		StoreDir:           b.cfg.Root, // the server adds "jetstream"
 		SyncAlways:         true,
@@ -278,49 +289,6 @@ func (b *Bus) Subscribe(ctx context.Context, o event.SubscribeOptions) (iter.Seq
 	}, nil
 }
 
-// catchUp is how many events a subscriber that is behind reads at once.
-const catchUp = 256
-
-// errOver is that nothing came in time.
-var errOver = errors.New("no event in time")
-
-// next waits for the event at a sequence, until over, which may be nil, and
-// returns it and some that follow.
-func (b *Bus) next(ctx context.Context, over <-chan time.Time, from uint64) ([]event.Event, error) {
-	for {
-		events, added, behind := b.window.from(from)
-		if len(events) > 0 {
-			return events, ctx.Err()
-		}
-		if behind {
-			return b.reread(ctx, from)
-		}
-		select {
-		case <-added:
-		case <-over:
-			return nil, errOver
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// reread reads from the stream what the window does not have any more. There is
-// at least one event: the window is past it.
-func (b *Bus) reread(ctx context.Context, from uint64) ([]event.Event, error) {
-	var events []event.Event
-	until := min(b.window.begin(), from+catchUp)
-	for e, err := range b.stream.Read(ctx, event.Cursor{Epoch: b.epoch, Sequence: from - 1}) {
-		if err != nil {
-			return nil, err
-		}
-		if events = append(events, e); e.Sequence+1 >= until {
-			break
-		}
-	}
-	return events, nil
-}
-
 // Deliver reads the stream for all subscribers until ctx ends. It is a work of
 // the daemon and runs once at a time.
 func (b *Bus) Deliver(ctx context.Context) error {
@@ -370,6 +338,9 @@ func (b *Bus) Close() error {
 func (b *Bus) stop() {
 	if b.stream != nil {
 		b.stream.Close()
+	}
+	if b.past != nil {
+		b.past.Close()
 	}
 	if b.server != nil {
 		b.server.Shutdown()

@@ -75,9 +75,12 @@
 //
 // The stream: an age and a size from the config; the oldest go first. An event:
 // 1 MiB. Identical ids collapse within an hour. The window: 1,024 events or 4
-// MiB; a subscriber that is further behind reads the stream again, 256 events at
-// a time, and one whose next event is no longer kept is told so and ended. A read
-// by NATS: 256 events or 1 MiB, and 25 seconds of waiting. Reads at once: 2,048,
+// MiB; a subscriber that is further behind reads the stream again, 64 events or 64
+// KiB at a time, two subscribers at once, and one whose next event is no longer
+// kept is told so and ended. What a subscriber that does not go on holds is no
+// more than that. For a connection of NATS that is not read 2.5 MiB wait; what
+// comes then is not told to it, and it is closed after 10 seconds. A read by
+// NATS: 256 events or 256 KiB, and 25 seconds of waiting. Reads at once: 2,048,
 // and 64 of each plugin; one more is refused. Named readers that are remembered:
 // 64 of each plugin; the one seen longest ago is forgotten for a new one.
 // Connections: 1,024, and 32 of each plugin, and 256 by TCP; one more is closed.

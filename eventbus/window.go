@@ -1,6 +1,7 @@
 package eventbus
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/gantryd/gantry/services/event"
@@ -9,39 +10,55 @@ import (
 const (
 	windowEvents = 1024
 	windowBytes  = 4 << 20
+
+	// blockEvents, or blockBytes and one event, are what a subscriber that
+	// does not go on keeps in memory.
+	blockEvents = 64
+	blockBytes  = 64 << 10
 )
 
 // A window is the latest events of the stream, without a hole.
 type window struct {
 	// mu guards the fields below it.
 	mu     sync.Mutex
-	first  uint64 // sequence of events[0], or of the event to come
-	events []event.Event
-	bytes  int
-	added  chan struct{} // closed, and made anew, when events grows
+	blocks []block       // the oldest first; none is empty
+	next   uint64        // sequence of the event to come
+	events int           // in blocks
+	bytes  int           // of events
+	added  chan struct{} // closed, and made anew, when there are more
 }
 
-// reset makes the window empty; the event to come is the one at first.
-func (w *window) reset(first uint64) {
+// A block is some events in an array of their own. Subscribers hold parts of it,
+// so that nothing in it is changed.
+type block struct {
+	first  uint64
+	events []event.Event
+	bytes  int
+}
+
+func (b block) full() bool { return len(b.events) == blockEvents || b.bytes >= blockBytes }
+
+// reset makes the window empty; the event to come is the one at next.
+func (w *window) reset(next uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.first, w.events, w.bytes = first, nil, 0
+	w.blocks, w.next, w.events, w.bytes = nil, next, 0, 0
 	w.wakeLocked()
 }
 
 func (w *window) add(e event.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.events = append(w.events, e)
-	w.bytes += size(e)
-	drop := 0
-	for ; len(w.events)-drop > windowEvents || w.bytes > windowBytes; drop++ {
-		w.bytes -= size(w.events[drop])
+	if n := len(w.blocks); n == 0 || w.blocks[n-1].full() {
+		w.blocks = append(w.blocks, block{first: w.next, events: make([]event.Event, 0, blockEvents)})
 	}
-	// Subscribers hold parts of the same array, so that nothing in it is
-	// changed; append moves what is left to a new one now and then.
-	w.first += uint64(drop)
-	w.events = w.events[drop:]
+	last := &w.blocks[len(w.blocks)-1]
+	last.events, last.bytes = append(last.events, e), last.bytes+size(e)
+	w.next, w.events, w.bytes = w.next+1, w.events+1, w.bytes+size(e)
+	for len(w.blocks) > 1 && (w.events > windowEvents || w.bytes > windowBytes) {
+		w.events, w.bytes = w.events-len(w.blocks[0].events), w.bytes-w.blocks[0].bytes
+		w.blocks = slices.Delete(w.blocks, 0, 1)
+	}
 	w.wakeLocked()
 }
 
@@ -52,7 +69,7 @@ func (w *window) wakeLocked() {
 	w.added = make(chan struct{})
 }
 
-// from returns the events from a sequence on. If there are none yet, added is
+// from returns some events from a sequence on. If there are none yet, added is
 // closed when there may be; if they are gone, behind is true.
 func (w *window) from(sequence uint64) (events []event.Event, added <-chan struct{}, behind bool) {
 	w.mu.Lock()
@@ -60,27 +77,35 @@ func (w *window) from(sequence uint64) (events []event.Event, added <-chan struc
 	if w.added == nil {
 		w.added = make(chan struct{})
 	}
-	if sequence < w.first {
+	if sequence < w.beginLocked() {
 		return nil, nil, true
 	}
-	i := sequence - w.first
-	if i >= uint64(len(w.events)) {
-		return nil, w.added, false
+	for _, b := range slices.Backward(w.blocks) {
+		if n := len(b.events); sequence >= b.first && sequence < b.first+uint64(n) {
+			return b.events[sequence-b.first : n : n], w.added, false
+		}
 	}
-	return w.events[i:len(w.events):len(w.events)], w.added, false
+	return nil, w.added, false
 }
 
 // has says whether what comes behind a sequence is here, or still to come.
 func (w *window) has(sequence uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return sequence+1 >= w.first && sequence+1 <= w.first+uint64(len(w.events))
+	return sequence+1 >= w.beginLocked() && sequence < w.next
 }
 
 func (w *window) begin() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.first
+	return w.beginLocked()
+}
+
+func (w *window) beginLocked() uint64 {
+	if len(w.blocks) > 0 {
+		return w.blocks[0].first
+	}
+	return w.next
 }
 
 func size(e event.Event) int {

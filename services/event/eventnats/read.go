@@ -39,7 +39,7 @@ const (
 // Limits of one read. What is asked for beyond them is cut to them.
 const (
 	ReadEvents = 256
-	ReadBytes  = 1 << 20 // or one event
+	ReadBytes  = 256 << 10 // and one event
 	ReadWait   = 25 * time.Second
 
 	requestMax  = 64 << 10 // bytes

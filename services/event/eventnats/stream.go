@@ -10,13 +10,15 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gantryd/gantry/services/event"
 )
 
-// fetchMax is how many bytes of messages are on their way to a reader.
-const fetchMax = 4 << 20
+// fetchMax is how many bytes of messages are on their way to the bus: more than
+// one can have, and less than the server lets wait.
+const fetchMax = 5 << 18
 
 // What is in this file is for the bus itself: nobody else may use the stream.
 
@@ -54,17 +56,26 @@ func (b *Bus) Begin(ctx context.Context, o event.SubscribeOptions) (event.Cursor
 	return at, nil
 }
 
+// A get asks for messages of the stream. The server answers with each of them,
+// and with one without a body that says what it was.
+type get struct {
+	Sequence uint64    `json:"seq,omitempty"`
+	Since    time.Time `json:"start_time,omitzero"`
+	Batch    int       `json:"batch"`
+	Bytes    int       `json:"max_bytes,omitempty"`
+}
+
+// getSubject is where they are asked for.
+const getSubject = "$JS.API.DIRECT.GET." + Stream
+
 // since returns the sequence of the first message that was taken in at a time
 // or later, or 0 if there is none.
 func (b *Bus) since(ctx context.Context, t time.Time) (uint64, error) {
-	request, err := json.Marshal(struct {
-		Batch     int       `json:"batch"`
-		StartTime time.Time `json:"start_time"`
-	}{1, t.UTC()})
+	request, err := json.Marshal(get{Since: t.UTC(), Batch: 1})
 	if err != nil {
 		return 0, err
 	}
-	m, err := b.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+Stream, request)
+	m, err := b.nc.RequestWithContext(ctx, getSubject, request)
 	if err != nil {
 		return 0, err
 	}
@@ -75,6 +86,59 @@ func (b *Bus) since(ctx context.Context, t time.Time) (uint64, error) {
 		return 0, nil
 	default:
 		return 0, fmt.Errorf("the first event since %v: %s %s", t, status, m.Header.Get("Description"))
+	}
+}
+
+// Some returns up to n messages past a cursor, and no more when they have so
+// many bytes, as Read does. None is that there are none.
+func (b *Bus) Some(ctx context.Context, after event.Cursor, n, bytes int) ([]event.Event, error) {
+	inner, cancel := b.call(ctx)
+	defer cancel()
+	events, err := b.some(inner, after, n, bytes)
+	if err != nil {
+		return nil, fmt.Errorf("stream of events: %w", kindOfNext(ctx, inner, err))
+	}
+	return events, nil
+}
+
+func (b *Bus) some(ctx context.Context, after event.Cursor, n, bytes int) (events []event.Event, err error) {
+	request, err := json.Marshal(get{Sequence: after.Sequence + 1, Batch: n, Bytes: bytes})
+	if err != nil {
+		return nil, err
+	}
+	inbox := b.nc.NewInbox()
+	answers, err := b.nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = answers.Unsubscribe() }()
+	if err := b.nc.PublishRequest(getSubject, inbox, request); err != nil {
+		return nil, err
+	}
+	for {
+		m, err := answers.NextMsgWithContext(ctx)
+		if err != nil {
+			return nil, err
+		}
+		switch status := m.Header.Get("Status"); status {
+		case "":
+		case "204", "404": // the end of them, and none
+			return events, nil
+		default:
+			return nil, fmt.Errorf("events after %s: %s %s", after, status, m.Header.Get("Description"))
+		}
+		sequence, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		e, err := place(after, sequence, m.Header.Get("Nats-Subject"), m.Header, m.Data)
+		if err != nil && len(events) > 0 {
+			return events, nil // and the gap next time
+		}
+		if err != nil {
+			return nil, err
+		}
+		events, after.Sequence = append(events, e), sequence
 	}
 }
 
@@ -130,15 +194,20 @@ func next(ctx context.Context, messages jetstream.MessagesContext, after event.C
 	if err != nil {
 		return event.Event{}, err
 	}
-	at := event.Cursor{Epoch: after.Epoch, Sequence: meta.Sequence.Stream}
-	if at.Sequence != after.Sequence+1 {
-		return event.Event{}, &event.Gap{From: after, To: event.Cursor{Epoch: at.Epoch, Sequence: at.Sequence - 1}}
+	return place(after, meta.Sequence.Stream, m.Subject(), m.Headers(), m.Data())
+}
+
+// place returns the event of a message at its place, which is the one behind a
+// cursor unless there is a gap.
+func place(after event.Cursor, sequence uint64, subject string, h nats.Header, data []byte) (event.Event, error) {
+	if sequence != after.Sequence+1 {
+		return event.Event{}, &event.Gap{From: after, To: event.Cursor{Epoch: after.Epoch, Sequence: sequence - 1}}
 	}
-	e, err := fromMessage(m.Subject(), m.Headers(), m.Data())
+	e, err := fromMessage(subject, h, data)
 	if err != nil {
 		e = event.Event{}
 	}
-	e.Epoch, e.Sequence = at.Epoch, at.Sequence
+	e.Epoch, e.Sequence = after.Epoch, sequence
 	return e, nil
 }
 
