@@ -8,7 +8,7 @@ FUZZED  ?= .
 KILLS   ?= 500
 CYCLES  ?= 1000
 CHAOS   ?= 20m
-DEPS    ?= runc debootstrap umoci mkfs.btrfs:btrfs-progs mkfs.erofs:erofs-utils /usr/lib/cni/bridge:containernetworking-plugins iptables node:nodejs npm
+DEPS    ?= runc debootstrap umoci mkfs.btrfs:btrfs-progs mkfs.erofs:erofs-utils /usr/lib/cni/bridge:containernetworking-plugins iptables ip:iproute2 node:nodejs npm
 LOUDLY  := [ "$$(id -u)" = 0 ] || printf '\n*** NOT ROOT: what mounts, runs containers or starts the suite is not tested. Run make test as root. ***\n\n' >&2
 
 .PHONY: all run test build image deps race lint law fuzz crash kills chaos cycles sim bench proto install clean help

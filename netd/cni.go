@@ -53,7 +53,7 @@ const loopback = `{"cniVersion":"1.0.0","name":"gantry-loopback","plugins":[{"ty
 type cni struct{ dirs []string }
 
 func (p cni) Add(ctx context.Context, c call) ([]string, error) {
-	lock, err := lockDir(ctx, c.dir)
+	lock, err := lockAttachment(ctx, c.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +111,7 @@ func (c call) runtime() *libcni.RuntimeConf {
 }
 
 func (p cni) Del(ctx context.Context, c call) error {
-	lock, err := lockDir(ctx, c.dir)
+	lock, err := lockAttachment(ctx, c.dir)
 	if err != nil {
 		return err
 	}
@@ -141,9 +141,22 @@ func (p cni) Collect(ctx context.Context, b []byte, valid []string) error {
 // lockPause is between two looks at a lock.
 const lockPause = 10 * time.Millisecond
 
-// lockDir returns when nobody else works on an attachment. The lock goes to
-// every plugin and on to its children, so that it outlives a netd that is
+// errLocked is a lock that somebody else has.
+var errLocked = errors.New("somebody else has it")
+
+// lockAttachment returns when nobody else works on an attachment. The lock goes
+// to every plugin and on to its children, so that it outlives a netd that is
 // killed: the next one does not undo what is still being done.
+func lockAttachment(ctx context.Context, dir string) (*os.File, error) {
+	f, err := lockDir(ctx, dir)
+	if errors.Is(err, errLocked) {
+		err = fmt.Errorf("a plugin that an earlier netd has started does not end: %w", ctx.Err())
+	}
+	return f, err
+}
+
+// lockDir returns when it has the lock of a directory, or errLocked when ctx has
+// ended.
 func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -161,7 +174,7 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 		select {
 		case <-ctx.Done():
 			f.Close()
-			return nil, fmt.Errorf("a plugin that an earlier netd has started does not end: %w", ctx.Err())
+			return nil, errLocked
 		case <-time.After(lockPause):
 		}
 	}

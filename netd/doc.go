@@ -11,6 +11,7 @@
 //
 // # On disk
 //
+//	<root>/                            locked by the netd that has it
 //	<root>/attachments/<id>/           one attachment; locked by who works on it
 //	    record.json                    all that is needed to undo it
 //	    record.new                     the next one, while it is written

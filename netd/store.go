@@ -1,6 +1,7 @@
 package netd
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -41,6 +43,7 @@ type Store struct {
 	prefix  string        // of the ids of attachments that are ours
 	slots   chan struct{} // taken by who runs plugins
 	turns   turns
+	lock    *os.File // of the root directory
 
 	// mu guards the fields below it. It is held across nothing.
 	mu      sync.Mutex
@@ -58,9 +61,36 @@ var _ gate.Gate = (*Store)(nil)
 const pluginsMax = 8
 
 // Open reads what there is. Nothing is done about it before [Store.Reconcile].
+// A root directory that another netd has is [errdefs.ErrFailedPrecondition].
 func Open(cfg Config, needs Needs) (*Store, error) {
-	return open(cfg, needs, osDisk{}, linux{}, cni{dirs: cfg.Plugins})
+	if err := (osDisk{}).Mkdir(cfg.Root); err != nil {
+		return nil, fmt.Errorf("netd: %w", err)
+	}
+	// One that was killed is not gone while a child that it was just starting
+	// has its descriptors.
+	ctx, cancel := context.WithTimeout(context.Background(), openTime)
+	defer cancel()
+	lock, err := lockDir(ctx, cfg.Root)
+	if errors.Is(err, errLocked) {
+		return nil, fmt.Errorf("netd: %s: in use by another process: %w", cfg.Root, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("netd: %w", err)
+	}
+	s, err := open(cfg, needs, osDisk{}, linux{}, cni{dirs: cfg.Plugins})
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	s.lock = lock
+	return s, nil
 }
+
+// openTime is how long Open waits for another process to let go.
+const openTime = 2 * time.Second
+
+// Close lets go of the root directory. What is connected stays so.
+func (s *Store) Close() error { return s.lock.Close() }
 
 func open(cfg Config, needs Needs, d disk, k kernel, p plugins) (*Store, error) {
 	if needs.Log == nil {

@@ -415,6 +415,32 @@ func TestARecordThatCannotBeReadStays(t *testing.T) {
 	}
 }
 
+func TestARootIsOfOneNetd(t *testing.T) {
+	w := newWorld(t)
+	if err := os.MkdirAll(w.cfg.Root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(w.cfg, Needs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(w.cfg.Root); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("the root directory is %v, %v", fi.Mode(), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := lockDir(ctx, w.cfg.Root); !errors.Is(err, errLocked) {
+		t.Errorf("a second: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(w.cfg, Needs{}); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
 func TestConfig(t *testing.T) {
 	if err := Default().Check(); err != nil {
 		t.Error(err)

@@ -56,6 +56,7 @@ func run(ctx context.Context, log *slog.Logger, args []string) error {
 	if err != nil {
 		return err
 	}
+	defer store.Close()
 	lis, err := daemon.Listen(cfg.Common, suite.Netd)
 	if err != nil {
 		return err
