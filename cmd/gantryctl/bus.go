@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/gantryd/gantry/services/event"
@@ -107,6 +108,9 @@ nothing, error).`,
 	}
 }
 
+// busTime is how long the bus has to say how it is.
+const busTime = 5 * time.Second
+
 // busStatus asks the bus itself.
 func (n *node) busStatus(ctx context.Context) (event.Status, error) {
 	o, err := n.operate(ctx, suite.Socket(n.sockets, suite.Eventbus))
@@ -114,7 +118,13 @@ func (n *node) busStatus(ctx context.Context) (event.Status, error) {
 		return event.Status{}, err
 	}
 	defer o.Close()
-	return o.bus.Status(ctx)
+	short, cancel := context.WithTimeout(ctx, busTime)
+	defer cancel()
+	st, err := o.bus.Status(short)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = fmt.Errorf("eventbus does not answer within %v: %w", busTime, errdefs.ErrUnavailable)
+	}
+	return st, err
 }
 
 // outboxes asks every daemon that tells of what happens what waits there.
