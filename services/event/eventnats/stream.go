@@ -17,8 +17,12 @@ import (
 )
 
 // fetchMax is how many bytes of messages are on their way to the bus: more than
-// one can have, and less than the server lets wait.
-const fetchMax = 5 << 18
+// one can have, and less than the server lets wait. The library makes place for
+// fetchMessages at once.
+const (
+	fetchMax      = 5 << 18
+	fetchMessages = 1024
+)
 
 // What is in this file is for the bus itself: nobody else may use the stream.
 
@@ -180,7 +184,7 @@ func (b *Bus) messages(ctx context.Context, from uint64) (jetstream.MessagesCont
 	if err != nil {
 		return nil, err
 	}
-	return c.Messages(jetstream.PullMaxBytes(fetchMax))
+	return c.Messages(jetstream.PullMaxMessagesWithBytesLimit(fetchMessages, fetchMax))
 }
 
 // next returns the message behind a cursor. The stream has no holes: one that
