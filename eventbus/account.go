@@ -31,9 +31,8 @@ const (
 	pluginSubscriptions = 256      // of a connection
 	pluginPayload       = 64 << 10 // bytes of what it says
 
-	// readTime is how long the answer to a read may be silent, and gateTime
-	// how long a gate may think, before the server forgets who asked.
-	readTime = time.Minute
+	// gateTime is how long a gate may think before the server forgets who
+	// asked.
 	gateTime = 2 * time.Minute
 )
 
@@ -43,7 +42,6 @@ type (
 		Stream    string   `json:"stream,omitempty"`
 		Service   string   `json:"service,omitempty"`
 		Accounts  []string `json:"accounts"`
-		Response  string   `json:"response_type,omitempty"`
 		Threshold string   `json:"response_threshold,omitempty"`
 	}
 	source struct {
@@ -70,7 +68,7 @@ func accounts(cfg Config) (string, error) {
 	all := make(map[string]*account, len(cfg.Plugins)+2)
 	for _, p := range cfg.Plugins {
 		own := &account{Limits: map[string]int{
-			"max_connections":   pluginConnections,
+			"max_connections":   pluginConnections + 1, // and the bus
 			"max_subscriptions": pluginSubscriptions,
 			"max_payload":       pluginPayload,
 			"max_leafnodes":     0,
@@ -79,13 +77,6 @@ func accounts(cfg Config) (string, error) {
 			node.exportStream(s, p.account())
 			own.Imports = append(own.Imports, imported{Stream: &source{accountNode, s}})
 		}
-		// The bus learns from the subject who asks. An answer is many
-		// messages.
-		read := subjectRead + "." + p.Name
-		node.Exports = append(node.Exports, export{
-			Service: read, Accounts: []string{p.account()}, Response: "stream", Threshold: readTime.String(),
-		})
-		own.Imports = append(own.Imports, imported{Service: &source{accountNode, read}, To: subjectRead})
 		for _, g := range p.Gates {
 			gate := subjectGates + g
 			own.Exports = append(own.Exports, export{Service: gate, Accounts: []string{accountNode}, Threshold: gateTime.String()})

@@ -117,7 +117,7 @@ func (b *Bus) newServer() (*server.Server, error) {
 
 		CustomClientAuthentication: b.roles,
 
-		MaxConn:           connectionsMax + len(b.cfg.Plugins)*pluginConnections + tcpConnections + 8,
+		MaxConn:           connectionsMax + len(b.cfg.Plugins)*(pluginConnections+1) + tcpConnections + 8,
 		AuthTimeout:       (2 * greetingTime).Seconds(),
 		AlwaysEnableNonce: true, // for keys
 		MaxPayload:        messageMax,

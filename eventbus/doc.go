@@ -12,9 +12,9 @@
 // Daemons, root and the bus itself are in one account of the server, the node's,
 // with the stream. Each plugin has an account of its own, without JetStream. Into
 // it come the subjects that the config grants, and nothing else; out of it go its
-// requests to read the past, which the bus sees as gantry.bus.v1.read.<plugin>,
-// and its answers to the gates that it was granted. So whatever subject a plugin
-// makes up, also as the place for an answer, ends in its own account.
+// answers to the gates that it was granted. Its requests to read the past are
+// answered by a connection of the bus in that account. So whatever subject a
+// plugin makes up, also as the place for an answer, ends in its own account.
 //
 // [Bus.Forward] tells a fleet's NATS, to which the server is connected as a leaf
 // node, of every event. It publishes in a third kind of account, in which there

@@ -184,6 +184,7 @@ func TestOnlyItsPluginAnswersAGate(t *testing.T) {
 
 func TestNobodyIsClosedAtTheDoor(t *testing.T) {
 	socket, b := openWith(t, twoPlugins(t), func(*Bus) {})
+	connectAs(t, socket, uidNames) // the bus is in every account by now
 	before := b.server.NumClients()
 	for range 100 {
 		c, err := peerDialer{socket, uidNobody}.Dial("", "")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -16,36 +17,72 @@ import (
 )
 
 // answerReads begins to answer those who read events by NATS. The function that
-// it returns does it, until ctx ends.
+// it returns does it, until ctx ends. There is a connection for operators and one
+// in the account of each plugin: who asks is known by where, and what is told to
+// many, or to a slow one, delays nobody else.
 func (b *Bus) answerReads(ctx context.Context) (serve func(), err error) {
-	// A connection of its own: what is told to many does not delay what is
-	// acknowledged to one.
-	conn, err := eventnats.In(b.server, roleBus, b.roles.byName[roleBus].secret)
-	if err != nil {
-		return nil, err
+	var works []func()
+	defer func() {
+		if err != nil {
+			for _, work := range works {
+				work() // it ends with ctx
+			}
+		}
+	}()
+	ctx, cancel := context.WithCancel(ctx)
+	add := func(role, plugin string, waiting int) error {
+		conn, err := eventnats.In(b.server, role, b.roles.byName[role].secret)
+		if err != nil {
+			return err
+		}
+		asked, err := conn.Asked(ctx, waiting)
+		if err != nil {
+			conn.Close()
+			return err
+		}
+		works = append(works, func() {
+			defer conn.Close()
+			b.answer(ctx, asked, plugin)
+		})
+		return nil
 	}
-	asked, err := conn.Asked(ctx)
+	err = add(roleBus, "", readsMax)
+	for _, p := range b.cfg.Plugins {
+		if err == nil {
+			err = add(readerOf(p), p.Name, readsPluginMax)
+		}
+	}
 	if err != nil {
-		conn.Close()
+		cancel()
 		return nil, err
 	}
 	return func() {
-		defer conn.Close()
-		var reads sync.WaitGroup
-		defer reads.Wait()
-		for a := range asked {
-			ctx, now, err := b.readers.enter(ctx, a.Plugin, a.Name)
-			if err != nil {
-				a.End(event.Cursor{}, err)
-				continue
-			}
-			reads.Go(func() {
-				at, err := b.read(ctx, a, now)
-				a.End(at, err)
-				now.leave(err)
-			})
+		defer cancel()
+		var answering sync.WaitGroup
+		for _, work := range works {
+			answering.Go(work)
 		}
+		answering.Wait()
 	}, nil
+}
+
+// answer answers the reads of a plugin, or of operators, until ctx ends.
+func (b *Bus) answer(ctx context.Context, asked iter.Seq[*eventnats.Asked], plugin string) {
+	var reads sync.WaitGroup
+	defer reads.Wait()
+	for a := range asked {
+		a.Plugin = plugin
+		ctx, now, err := b.readers.enter(ctx, a.Plugin, a.Name)
+		if err != nil {
+			a.End(event.Cursor{}, err)
+			continue
+		}
+		reads.Go(func() {
+			at, err := b.read(ctx, a, now)
+			a.End(at, err)
+			now.leave(err)
+		})
+	}
 }
 
 // read answers one read, and returns where the next begins. One whose reader is

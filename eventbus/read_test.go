@@ -241,8 +241,8 @@ func TestReadersAreRemembered(t *testing.T) {
 	network, root := connectAs(t, socket, uidNet), connect(t, socket)
 	publish(t, b, event.TaskExit{ContainerID: "c"}, event.ContainerDelete{ID: "c"}, event.ContainerDelete{ID: "d"})
 	at := func(n uint64) event.Cursor { return event.Cursor{Epoch: b.epoch, Sequence: n} }
-	network.read(t, fmt.Sprintf(`{"name":"n","after":%q,"max":1}`, at(0)))
-	root.read(t, fmt.Sprintf(`{"name":"r","after":%q}`, at(0)))
+	network.read(t, fmt.Sprintf(`{"name":"n","after":%q,"max":1,"wait_ms":10000}`, at(0)))
+	root.read(t, fmt.Sprintf(`{"name":"r","after":%q,"max":3,"wait_ms":10000}`, at(0)))
 	root.read(t, fmt.Sprintf(`{"after":%q}`, at(0)))
 	if _, status, _ := root.read(t, `{"name":"lost","after":"elsewhere/7"}`); status != "gap" {
 		t.Errorf("a cursor of another stream ends with %s", status)

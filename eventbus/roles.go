@@ -78,6 +78,7 @@ func newRoles(cfg Config, log *slog.Logger) (*roles, error) {
 		r.add(role{name: roleLeaf, account: accountLeaf, may: mayForward(node)})
 	}
 	for _, p := range cfg.Plugins {
+		r.add(role{name: readerOf(p), account: p.account(), may: answersMay()})
 		own := r.add(role{
 			name: p.account(), account: p.account(), may: p.permissions(),
 			free: make(chan struct{}, pluginConnections),
@@ -177,6 +178,16 @@ func operatorMay() *server.Permissions {
 		Subscribe: allowed([]string{"gantry.v1.>", inboxes}),
 		Response:  &server.ResponsePermission{MaxMsgs: 1, Expires: time.Minute},
 	}
+}
+
+// readerOf is what the bus is called in the account of a plugin, where it answers
+// reads. A service that the account imports would do the same, but the server
+// remembers each request to one for minutes, and a plugin asks as often as it
+// likes.
+func readerOf(p Plugin) string { return roleBus + "." + p.Name }
+
+func answersMay() *server.Permissions {
+	return &server.Permissions{Publish: allowed([]string{inboxes}), Subscribe: allowed([]string{subjectRead})}
 }
 
 func daemonMay(name string) *server.Permissions {

@@ -82,6 +82,8 @@ func (b *Bus) reportPeers(st *event.Status) error {
 func peerName(c *server.ConnInfo) string {
 	plugin, isPlugin := strings.CutPrefix(c.Account, Plugin{}.account())
 	switch {
+	case strings.HasPrefix(c.AuthorizedUser, roleBus+"."): // answers what the plugin reads
+		return ""
 	case isPlugin: // by its uid or its key
 		return plugin
 	case c.Account == accountLeaf && c.AuthorizedUser != roleLeaf:

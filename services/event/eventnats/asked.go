@@ -11,13 +11,9 @@ import (
 	"github.com/gantryd/gantry/services/event"
 )
 
-// askedMax is how many reads wait to be looked at. One more is not answered,
-// and asked again.
-const askedMax = 1024
-
 // An Asked is a read that somebody asked for, with the way back.
 type Asked struct {
-	Plugin string // its name; empty is an operator
+	Plugin string // its name; empty is an operator. Whoever answers sets it
 	Read
 
 	bus   *Bus
@@ -25,24 +21,17 @@ type Asked struct {
 	last  event.Cursor // what the reader knows
 }
 
-// Asked yields what readers ask for, from when it returns until ctx ends. What
-// cannot be understood is answered here. It is ranged over once.
-func (b *Bus) Asked(ctx context.Context) (iter.Seq[*Asked], error) {
-	requests := make(chan *nats.Msg, askedMax)
-	var subs []*nats.Subscription
-	leave := func() {
-		for _, s := range subs {
-			_ = s.Unsubscribe()
-		}
+// Asked yields what readers ask for in the account that b is in, from when it
+// returns until ctx ends. What cannot be understood is answered here. At most
+// waiting reads are not yet looked at; one more is not answered, and asked again. It
+// is ranged over once.
+func (b *Bus) Asked(ctx context.Context, waiting int) (iter.Seq[*Asked], error) {
+	requests := make(chan *nats.Msg, waiting)
+	sub, err := b.nc.ChanSubscribe(ReadSubject, requests)
+	if err != nil {
+		return nil, fmt.Errorf("readers: %w", kind(ctx, ctx, err))
 	}
-	for _, subject := range []string{ReadSubject, ReadSubject + ".*"} {
-		s, err := b.nc.ChanSubscribe(subject, requests)
-		if err != nil {
-			leave()
-			return nil, fmt.Errorf("readers: %w", kind(ctx, ctx, err))
-		}
-		subs = append(subs, s)
-	}
+	leave := func() { _ = sub.Unsubscribe() }
 	inner, cancel := b.call(ctx)
 	defer cancel()
 	if err := kind(ctx, inner, b.nc.FlushWithContext(inner)); err != nil {
@@ -70,7 +59,6 @@ func (b *Bus) asked(m *nats.Msg) *Asked {
 		return nil
 	}
 	a := &Asked{bus: b, inbox: m.Reply}
-	a.Plugin, _ = strings.CutPrefix(strings.TrimPrefix(m.Subject, ReadSubject), ".")
 	var err error
 	if a.Read, err = fromRequest(m.Data); err != nil {
 		a.End(event.Cursor{}, err)
@@ -83,9 +71,7 @@ func (b *Bus) asked(m *nats.Msg) *Asked {
 // subject of a request is not checked by the server: an answer elsewhere would
 // be in the name of the bus.
 func isInbox(subject string) bool {
-	const ofService = "_R_." // the server's, for a request from another account
-	return (strings.HasPrefix(subject, nats.InboxPrefix) || strings.HasPrefix(subject, ofService)) &&
-		len(subject) <= 256 && !strings.ContainsAny(subject, "*>")
+	return strings.HasPrefix(subject, nats.InboxPrefix) && len(subject) <= 256 && !strings.ContainsAny(subject, "*>")
 }
 
 // Begin says where the read begins. It is called once, before the others.

@@ -26,8 +26,8 @@ import (
 // the cursor, asks again when it has done its work, and can be sent no more
 // than it asked for.
 const (
-	// ReadSubject is where operators ask, and plugins: what a plugin asks
-	// reaches the bus on ReadSubject, a dot and the plugin's name.
+	// ReadSubject is where operators ask, and plugins, each in its own
+	// account.
 	ReadSubject = "gantry.bus.v1.read"
 
 	headerSubject = "gantry-subject"
