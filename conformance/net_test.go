@@ -113,7 +113,7 @@ func (n *netSuite) mustLeft() string {
 }
 
 // TestContainersAreOnANetwork has two containers reach each other, and the node
-// a port that one publishes, while netd is killed before and after every plugin
+// a port that one publishes, while netd is killed again and again among the plugins
 // that it runs. Every container starts, and starts connected; and what they had
 // on the node goes with them.
 func TestContainersAreOnANetwork(t *testing.T) {
@@ -156,19 +156,21 @@ func TestContainersAreOnANetwork(t *testing.T) {
 	}
 	one := n.mustLeft()
 
-	for _, plugin := range []string{"bridge", "host-local", "portmap"} {
-		for _, when := range []string{"before", "after"} {
-			for _, verb := range []string{"ADD", "DEL"} {
-				n.write(t, filepath.Join(n.dir, plugin+"-"+verb+"-"+when), "")
-			}
-			out, err := run("/bin/get", web)
-			if err != nil || !strings.Contains(out, "Hello from container web to 10.87.") {
-				t.Errorf("netd is killed %s %s: the other container gets %q, %v", when, plugin, out, err)
-			}
-			n.back(fmt.Sprintf("all is collected after netd was killed %s %s", when, plugin), one)
-			if left, _ := filepath.Glob(filepath.Join(n.dir, plugin+"-*")); len(left) > 0 {
-				t.Errorf("netd was not killed at %v", left)
-			}
+	// Before the first plugin; in the midst of one, with an address; with an
+	// interface; and with everything, which is not on record yet.
+	for _, at := range []struct{ plugin, when string }{
+		{"bridge", "before"}, {"host-local", "after"}, {"bridge", "after"}, {"portmap", "after"},
+	} {
+		for _, verb := range []string{"ADD", "DEL"} {
+			n.write(t, filepath.Join(n.dir, at.plugin+"-"+verb+"-"+at.when), "")
+		}
+		out, err := run("/bin/get", web)
+		if err != nil || !strings.Contains(out, "Hello from container web to 10.87.") {
+			t.Errorf("netd is killed %s %s: the other container gets %q, %v", at.when, at.plugin, out, err)
+		}
+		n.back(fmt.Sprintf("all is collected after netd was killed %s %s", at.when, at.plugin), one)
+		if left, _ := filepath.Glob(filepath.Join(n.dir, at.plugin+"-*")); len(left) > 0 {
+			t.Errorf("netd was not killed at %v", left)
 		}
 	}
 	// Who removes one and starts another has its port at once.
