@@ -165,9 +165,9 @@ func (f *forwarder) say(err error) {
 	default:
 		trouble = err.Error()
 	}
-	switch {
-	case trouble == f.trouble:
-	case trouble == "":
+	switch trouble {
+	case f.trouble:
+	case "":
 		f.bus.log.Info("the fleet is told of events again", "url", f.bus.cfg.Leaf.URL)
 	default:
 		f.bus.log.Warn("the fleet is not told of events, which wait", "url", f.bus.cfg.Leaf.URL, "why", trouble)

@@ -32,6 +32,7 @@ type Daemon struct {
 	Does    string   // one line for people
 	Public  []string // gRPC services that it answers to clients too: containerd's API, and what that cannot say
 	Private []string // services of ours, for other daemons and the CLI
+	Tells   []string // nouns of its events: the first part of their topics
 }
 
 // Sockets is where daemons listen unless told otherwise.
@@ -114,6 +115,7 @@ var Daemons = []Daemon{
 			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner",
 			"gantry.fsck.v1.Checker", "gantry.backup.v1.Keeper", "gantry.content.v1.Usage", "gantry.content.v1.Handles",
 		},
+		Tells: []string{"content"},
 	},
 	{
 		Name: Snapshotd,
@@ -129,6 +131,7 @@ var Daemons = []Daemon{
 			"gantry.lease.v1.Members", "gantry.namespace.v1.Holder", "gantry.gc.v1.Owner",
 			"gantry.fsck.v1.Checker", "gantry.backup.v1.Keeper", "gantry.snapshot.v1.Usage",
 		},
+		Tells: []string{"snapshot"},
 	},
 	{
 		Name: Imaged,
@@ -142,6 +145,7 @@ var Daemons = []Daemon{
 			"containerd.services.streaming.v1.Streaming",
 		},
 		Private: []string{"gantry.lease.v1.Registry"},
+		Tells:   []string{"images", "namespaces"},
 	},
 	{
 		Name: Taskd,
@@ -154,6 +158,7 @@ var Daemons = []Daemon{
 			"containerd.services.sandbox.v1.Controller",
 		},
 		Private: []string{"gantry.namespace.v1.Holder", "gantry.gate.v1.Lobby"},
+		Tells:   []string{"containers", "tasks", "sandboxes"},
 	},
 	{
 		Name:    Eventbus,
