@@ -64,13 +64,14 @@ func benchContent(ctx context.Context, args []string, out io.Writer) error {
 
 // A door is a socket by which a content store is reached.
 type door struct {
-	name   string
-	client *containerd.Client
-	store  content.Store
-	own    *client.Client      // gantry's, which asks for handles; nil of containerd
-	files  *contentrpc.Handles // the handles themselves
-	seed   uint64              // no other door's
-	daemon func() (int, error) // the process that keeps the blobs
+	name    string
+	address string
+	client  *containerd.Client
+	store   content.Store
+	own     *client.Client      // gantry's, which asks for handles; nil of containerd
+	files   *contentrpc.Handles // the handles themselves
+	seed    uint64              // no other door's
+	daemon  func() (int, error) // the process that keeps the blobs
 }
 
 // A contentBench is the doors, containerd's first, and what came out.

@@ -4,6 +4,7 @@
 //	bench run      /bin/true in a new container
 //	bench content  blobs: written, read, listed, and what that costs
 //	bench unpack   layers unpacked; snapshots prepared, committed, removed, listed
+//	bench events   events: published, told to many, and the way of an exit
 //
 // It needs root, and runc for the suite to start. It installs containerd's own
 // binaries with go install into -cache, starts both suites on scratch
@@ -48,9 +49,11 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 			return benchContent(ctx, args[1:], out)
 		case "unpack":
 			return benchUnpack(ctx, args[1:], out)
+		case "events":
+			return benchEvents(ctx, args[1:], out)
 		}
 	}
-	return errors.New("usage: bench run|content|unpack [flags]; -help after one tells of its flags")
+	return errors.New("usage: bench run|content|unpack|events [flags]; -help after one tells of its flags")
 }
 
 // places are where binaries come from.
