@@ -94,6 +94,7 @@ var law = []struct{ from, may string }{
 	{"taskd", engine + "taskd/*"},
 	{"gatewayd", engine},
 	{"netd", nouns + "cni"},
+	{"eventbus/*", engine + "eventbus/*"},
 	{"contentd/*", engine + "contentd/*"},
 	{"snapshotd/*", engine + "snapshotd/*"},
 	{"imaged/*", engine + "imaged/*"},

@@ -1,0 +1,206 @@
+package journal
+
+import (
+	"errors"
+	"io"
+)
+
+const (
+	readMax   = 256       // records at once, at most
+	readBytes = 256 << 10 // from a file at once; more where a record is larger
+)
+
+// A Reader reads records from a sequence on. What is damaged or no longer there
+// it passes over: then a sequence is not the one after the last.
+type Reader struct {
+	j     *Journal
+	next  uint64
+	file  file
+	first uint64 // of the segment that file is
+	until uint64 // sequences of it are below that; 0 if it is the newest
+	floor uint64 // and from this on, here
+	off   int64
+	ahead []byte // what was read already, from off on
+}
+
+// Reader returns one that begins at a sequence.
+func (j *Journal) Reader(from uint64) *Reader { return &Reader{j: j, next: from} }
+
+// Close lets go of what it holds.
+func (r *Reader) Close() {
+	if r.file != nil {
+		r.file.Close()
+		r.file = nil
+	}
+}
+
+// Next returns the records that come next, at most n, or none if there are no
+// more yet.
+func (r *Reader) Next(n int) ([]Record, error) {
+	for {
+		if r.file == nil {
+			more, err := r.enter()
+			if err != nil || !more {
+				return nil, err
+			}
+		}
+		records, err := r.read(n)
+		if err != nil || len(records) > 0 {
+			return records, err
+		}
+		if _, last := r.j.Bounds(); r.next > last {
+			return nil, nil
+		}
+		if !r.leave() {
+			return nil, nil
+		}
+	}
+}
+
+// enter opens the segment that has the next record, or the one after it.
+func (r *Reader) enter() (more bool, err error) {
+	for {
+		first, until, ok := r.j.segmentOf(r.next)
+		if !ok {
+			return false, nil
+		}
+		r.file, err = r.j.disk.Open(segmentName(first))
+		if isMissing(err) {
+			// It was dropped, or somebody took it away.
+			if now, _ := r.j.Bounds(); now > first {
+				continue
+			}
+			if until == 0 {
+				return false, err
+			}
+			r.next = until
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		r.first, r.until, r.floor, r.off, r.ahead = first, until, first, headerSize, nil
+		return true, nil
+	}
+}
+
+// leave closes a segment that has no more. It is false if it is the newest.
+func (r *Reader) leave() bool {
+	first, until, ok := r.j.segmentOf(r.first)
+	if ok && first == r.first && until == 0 {
+		return false
+	}
+	r.Close()
+	if ok && first == r.first {
+		r.next = max(r.next, until)
+	}
+	return true
+}
+
+// segmentOf returns the segment that has a sequence, or the oldest after it. ok
+// is false if there is no record of that sequence or later.
+func (j *Journal) segmentOf(sequence uint64) (first, until uint64, ok bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if sequence > j.last {
+		return 0, 0, false
+	}
+	for i := len(j.segments) - 1; i >= 0; i-- {
+		s := j.segments[i]
+		if s.first <= sequence || i == 0 {
+			return s.first, until, true
+		}
+		until = s.first
+	}
+	return 0, 0, false
+}
+
+// read returns what the open segment has, from the next record on.
+func (r *Reader) read(n int) ([]Record, error) {
+	limit := r.limit()
+	var records []Record
+	for len(records) < n && r.next < limit {
+		f, ok, err := r.one(limit)
+		if err != nil || !ok {
+			return records, err
+		}
+		if f.Sequence >= r.next {
+			records = append(records, f.Record)
+			r.next = f.Sequence + 1
+		}
+	}
+	return records, nil
+}
+
+// limit is below which sequences the open segment's records are, and on the disk.
+func (r *Reader) limit() uint64 {
+	_, last := r.j.Bounds()
+	if first, until, ok := r.j.segmentOf(r.first); ok && first == r.first && until > 0 {
+		r.until = until
+	}
+	if r.until > 0 {
+		return min(r.until, last+1)
+	}
+	return last + 1
+}
+
+// one returns the record that comes next in the open segment, below limit.
+func (r *Reader) one(limit uint64) (found, bool, error) {
+	for {
+		f, state := decode(r.ahead)
+		if state == short {
+			more, err := r.fill()
+			if err != nil {
+				return found{}, false, err
+			}
+			if more {
+				continue
+			}
+		}
+		if state == whole && f.Sequence >= limit {
+			return found{}, false, nil
+		}
+		if state == whole && f.Sequence >= r.floor {
+			r.pass(f.size)
+			r.floor = f.Sequence + 1
+			return f, true, nil
+		}
+		skip, err := r.skip()
+		if err != nil || skip == 0 {
+			return found{}, false, err
+		}
+		r.pass(skip)
+	}
+}
+
+// fill reads more of what is ahead. Records share its memory.
+func (r *Reader) fill() (more bool, err error) {
+	b := make([]byte, len(r.ahead)+readBytes)
+	had := copy(b, r.ahead)
+	got, err := r.file.ReadAt(b[had:], r.off+int64(had))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	r.ahead = b[:had+got]
+	return got > 0, nil
+}
+
+func (r *Reader) pass(n int) {
+	r.off += int64(n)
+	r.ahead = r.ahead[min(n, len(r.ahead)):]
+}
+
+// skip returns how far the next good record is from a place that has none, or 0
+// if there is none in this segment.
+func (r *Reader) skip() (int, error) {
+	size, err := r.file.Size()
+	if err != nil || size <= r.off {
+		return 0, err
+	}
+	b := make([]byte, size-r.off)
+	got, err := r.file.ReadAt(b, r.off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	return max(seek(b[:got], r.floor-1), 0), nil
+}
