@@ -125,6 +125,9 @@ func (d *memDisk) ReadFile(name string) ([]byte, error) {
 func (d *memDisk) Rename(from, to string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.names[from] == nil {
+		return fs.ErrNotExist
+	}
 	if err := d.change(); err != nil {
 		return err
 	}

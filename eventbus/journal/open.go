@@ -74,12 +74,12 @@ func (j *Journal) open() error {
 	}
 	if !ok {
 		if len(firsts) > 0 {
-			return j.anew(names, "it does not say which stream it is")
+			return j.anew("it does not say which stream it is")
 		}
 		return j.begin()
 	}
 	j.epoch = s.Epoch
-	return j.openStream(s, names, firsts)
+	return j.openStream(s, firsts)
 }
 
 // begin makes the first segment of a new stream.
@@ -93,8 +93,12 @@ func (j *Journal) begin() error {
 }
 
 // anew puts a stream aside whose last sequence nobody knows, and begins another.
-func (j *Journal) anew(names []string, why string) error {
+func (j *Journal) anew(why string) error {
 	j.o.Log.Error("the event stream is damaged: a new one begins, and the old one is put aside", "dir", j.o.Dir, "why", why)
+	names, err := j.disk.List()
+	if err != nil {
+		return err
+	}
 	for _, name := range names {
 		if strings.HasSuffix(name, badSuffix) {
 			if err := j.disk.Remove(name); err != nil {
@@ -118,11 +122,7 @@ func (j *Journal) anew(names []string, why string) error {
 }
 
 // openStream opens the stream that s says.
-func (j *Journal) openStream(s state, names []string, firsts []uint64) error {
-	if s.Newest == 0 && len(firsts) == 0 {
-		j.next = 1
-		return j.rotate() // it ended before its first segment
-	}
+func (j *Journal) openStream(s state, firsts []uint64) error {
 	for _, first := range firsts {
 		g, err := j.load(first)
 		switch {
@@ -136,7 +136,7 @@ func (j *Journal) openStream(s state, names []string, firsts []uint64) error {
 				return err
 			}
 		case first == s.Newest:
-			return j.anew(names, fmt.Sprintf("segment %d: %v", first, err))
+			return j.anew(fmt.Sprintf("segment %d: %v", first, err))
 		default:
 			j.o.Log.Error("a segment of the event stream is damaged: its events are lost", "segment", segmentName(first), "err", err)
 			if err := j.disk.Rename(segmentName(first), segmentName(first)+badSuffix); err != nil {
@@ -144,8 +144,13 @@ func (j *Journal) openStream(s state, names []string, firsts []uint64) error {
 			}
 		}
 	}
-	if n := len(j.segments); n == 0 || j.segments[n-1].first < s.Newest {
-		return j.anew(names, fmt.Sprintf("segment %d is missing", s.Newest))
+	n := len(j.segments)
+	if n == 0 && s.Newest == 0 {
+		j.next = 1
+		return j.rotate() // it ended before its first segment
+	}
+	if n == 0 || j.segments[n-1].first < s.Newest {
+		return j.anew(fmt.Sprintf("segment %d is missing", s.Newest))
 	}
 	return j.resume()
 }
