@@ -2,10 +2,6 @@ package eventbus
 
 import (
 	"encoding/json"
-	"errors"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -15,7 +11,7 @@ import (
 
 // Accounts of the server are rooms without doors: a message stays in the one in
 // which it was published, but for what one exports and another imports. The
-// node has one, with the stream in it, and each plugin has its own.
+// node has one, and each plugin has its own.
 const accountNode = "GANTRY"
 
 // Subjects that are not events.
@@ -54,17 +50,16 @@ type (
 		To      string  `json:"to,omitempty"`
 	}
 	account struct {
-		JetStream bool           `json:"jetstream"`
-		Limits    map[string]int `json:"limits,omitempty"`
-		Exports   []export       `json:"exports,omitempty"`
-		Imports   []imported     `json:"imports,omitempty"`
+		Limits  map[string]int `json:"limits,omitempty"`
+		Exports []export       `json:"exports,omitempty"`
+		Imports []imported     `json:"imports,omitempty"`
 	}
 )
 
 // accounts returns the server's configuration of them. Its options cannot say
 // the same in Go.
 func accounts(cfg Config) (string, error) {
-	node := account{JetStream: true}
+	var node account
 	all := make(map[string]*account, len(cfg.Plugins)+2)
 	for _, p := range cfg.Plugins {
 		own := &account{Limits: map[string]int{
@@ -108,18 +103,4 @@ func (a *account) exportStream(subject, to string) {
 		return
 	}
 	a.Exports[i].Accounts = append(a.Exports[i].Accounts, to)
-}
-
-// moveStream moves a stream from the account in which everybody was before
-// there were others.
-func moveStream(root string) error {
-	dir := filepath.Join(root, "jetstream")
-	if _, err := os.Lstat(filepath.Join(dir, accountNode)); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	err := os.Rename(filepath.Join(dir, "$G"), filepath.Join(dir, accountNode))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }

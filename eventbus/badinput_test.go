@@ -145,7 +145,7 @@ func TestAnEventOfTenMegabytesIsRefusedAndHarmsNobody(t *testing.T) {
 	next, stop := iter.Pull2(told)
 	defer stop()
 	for how, publish := range ways(t, b) {
-		for _, size := range []int{1 << 20, 3 << 20, 10 << 20} {
+		for _, size := range []int{1<<20 + 1, 3 << 20, 10 << 20} {
 			err := publish(ctx, "one", "/a/b", make([]byte, size))
 			if !errors.Is(err, errdefs.ErrInvalidArgument) && !errors.Is(err, errdefs.ErrResourceExhausted) {
 				t.Errorf("%s: an event of %d bytes: %v", how, size, err)

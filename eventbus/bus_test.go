@@ -56,7 +56,7 @@ func openAt(t testing.TB, cfg eventbus.Config, socket string) running {
 	ctx, cancel := context.WithCancel(context.Background())
 	var works sync.WaitGroup
 	for _, work := range []func(context.Context) error{
-		b.Deliver, b.Watch, func(ctx context.Context) error { return b.ServeNATS(ctx, lis) },
+		b.Watch, func(ctx context.Context) error { return b.ServeNATS(ctx, lis) },
 	} {
 		works.Go(func() {
 			if err := work(ctx); !errors.Is(err, context.Canceled) {

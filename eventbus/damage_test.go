@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -99,12 +98,12 @@ func TestADamagedStreamIsNoSilence(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Log(files)
-	if blocks := slices.DeleteFunc(slices.Clone(files), func(f string) bool { return !strings.HasSuffix(f, ".blk") }); len(blocks) < 3 {
+	if blocks := slices.DeleteFunc(slices.Clone(files), func(f string) bool { return !strings.HasSuffix(f, ".seg") }); len(blocks) < 3 {
 		t.Fatalf("the stream has the files %v: fewer than three", blocks)
 	}
 	for _, file := range files {
 		for i, d := range damages {
-			if i%4 != 0 && !strings.Contains(file, ".blk") {
+			if i%4 != 0 && !strings.Contains(file, ".seg") {
 				continue // it is thrown away, or has a sum
 			}
 			t.Run(filepath.Base(file)+" "+d.name, func(t *testing.T) {
@@ -156,11 +155,7 @@ func goesOn(t *testing.T, cfg eventbus.Config, after event.Cursor) {
 	if last < storedEvents && gaps == 0 {
 		t.Errorf("the last is %d, and no gap is told", last)
 	}
-	aside, err := filepath.Glob(filepath.Join(cfg.Root, "damaged-*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%d events were told, with %d gaps; put aside: %d", len(told), gaps, len(aside))
+	t.Logf("%d events were told, with %d gaps", len(told), gaps)
 }
 
 // follow returns what is told past a cursor, up to the fresh event.
@@ -210,38 +205,6 @@ func events2(events func(func(event.Event, error) bool), err *error) func(func(e
 			if !yield(e) {
 				return
 			}
-		}
-	}
-}
-
-// What cannot be opened is kept, but not without bound.
-func TestDamagedStreamsAreKept(t *testing.T) {
-	cfg, _ := stored(t)
-	for n := range 5 {
-		streams, err := filepath.Glob(filepath.Join(cfg.Root, "jetstream", "*", "streams", "EVENTS", "meta.inf"))
-		if err != nil || len(streams) != 1 {
-			t.Fatalf("%v, %v", streams, err)
-		}
-		if err := os.WriteFile(streams[0], []byte("damaged"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		b, err := eventbus.Open(cfg, eventbus.Needs{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-		aside, err := filepath.Glob(filepath.Join(cfg.Root, "damaged-*"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if want := min(n+1, 3); len(aside) != want {
-			t.Errorf("after %d times %v are kept", n+1, aside)
-		}
-		blocks, err := filepath.Glob(filepath.Join(aside[0], "*", "streams", "EVENTS", "msgs", "*.blk"))
-		if err != nil || len(blocks) < 3 {
-			t.Errorf("of the first stream are kept %v, %v", blocks, err)
 		}
 	}
 }

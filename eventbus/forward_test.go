@@ -215,7 +215,7 @@ func forwarding(t *testing.T, cfg Config) (b *Bus, stop func()) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var works sync.WaitGroup
-	for _, work := range []func(context.Context) error{b.Deliver, b.Forward} {
+	for _, work := range []func(context.Context) error{b.Forward} {
 		works.Go(func() {
 			if err := work(ctx); !errors.Is(err, context.Canceled) {
 				t.Errorf("a work ended with %v", err)
@@ -305,7 +305,7 @@ func TestAFleetIsToldOfAGap(t *testing.T) {
 	publishNumbers(t, b, 1)
 	f.told(t, 1)
 	stop()
-	if err := os.RemoveAll(filepath.Join(cfg.Root, "jetstream")); err != nil {
+	if err := os.RemoveAll(filepath.Join(cfg.Root, streamName)); err != nil {
 		t.Fatal(err)
 	}
 	b, _ = forwarding(t, cfg)

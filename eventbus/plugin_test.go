@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -119,35 +117,6 @@ func TestAPluginIsToldWhatItWasGrantedAndNoMore(t *testing.T) {
 	}
 	expect(t, "net", network, tasks, "gantry.v1.one.tasks.exit")
 	expect(t, "names", names, both, "gantry.v1.one.containers.create", "gantry.v1.one.tasks.exit")
-}
-
-// A stream of the time when everybody was in one account is the same stream.
-func TestTheStreamOfOneAccountForAllIsFound(t *testing.T) {
-	cfg := Default()
-	cfg.Root = filepath.Join(t.TempDir(), "eventbus")
-	needs := Needs{Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
-	b, err := Open(cfg, needs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Publish(t.Context(), event.New("one", time.Now(), event.ContainerDelete{ID: "c"})); err != nil {
-		t.Fatal(err)
-	}
-	epoch := b.epoch
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cfg.Root, "jetstream")
-	if err := os.Rename(filepath.Join(dir, accountNode), filepath.Join(dir, "$G")); err != nil {
-		t.Fatal(err)
-	}
-	if b, err = Open(cfg, needs); err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	if got := lastSequence(t, b); b.epoch != epoch || got != 1 {
-		t.Errorf("the stream is %s to %d, was %s to 1", b.epoch, got, epoch)
-	}
 }
 
 func TestOnlyItsPluginAnswersAGate(t *testing.T) {

@@ -97,14 +97,15 @@ func (b *Bus) read(ctx context.Context, a *eventnats.Asked, now *reading) (event
 	// Longer than the wait: what there is already is told without one.
 	enough, cancel := context.WithTimeout(ctx, a.Wait+tellTime)
 	defer cancel()
-	at, err := b.begin(enough, a.Options)
+	at, err := b.begin(a.Options)
 	if err != nil {
 		return event.Cursor{}, ended(ctx, err)
 	}
 	a.Begin(at)
+	follow := b.follow(at)
 	for told, bytes := 0, 0; ; {
 		now.reached(at)
-		events, err := b.next(enough, over.C, at.Sequence+1)
+		events, err := follow.next(enough, over.C)
 		if errors.Is(err, errOver) || ctx.Err() == nil && enough.Err() != nil {
 			return at, nil
 		}
@@ -112,7 +113,7 @@ func (b *Bus) read(ctx context.Context, a *eventnats.Asked, now *reading) (event
 			return at, ended(ctx, err)
 		}
 		for _, e := range events {
-			if e.ID != "" && match(e) {
+			if match(e) {
 				if err := a.Tell(e); err != nil {
 					return at, err
 				}
@@ -173,13 +174,4 @@ func (b *Bus) granted(plugin string) []string {
 		}
 	}
 	return nil
-}
-
-// begin returns where a subscription begins. It asks the stream only if the
-// window does not know.
-func (b *Bus) begin(ctx context.Context, o event.SubscribeOptions) (event.Cursor, error) {
-	if c := o.After; c != nil && o.Since.IsZero() && c.Epoch == b.epoch && b.window.has(c.Sequence) {
-		return *c, nil
-	}
-	return b.stream.Begin(ctx, o)
 }

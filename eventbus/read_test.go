@@ -16,14 +16,11 @@ import (
 	"github.com/gantryd/gantry/services/event/eventnats"
 )
 
-// openToRead opens a bus that delivers.
+// openToRead opens a bus whose readers are answered.
 func openToRead(t *testing.T, cfg Config) (socket string, b *Bus) {
 	t.Helper()
 	socket, b = openWith(t, cfg, func(*Bus) {})
-	ctx, cancel := context.WithCancel(context.Background())
-	delivered := make(chan error, 1)
-	go func() { delivered <- b.Deliver(ctx) }()
-	t.Cleanup(func() { cancel(); <-delivered })
+	connect(t, socket).Close() // nobody is let in before
 	return socket, b
 }
 

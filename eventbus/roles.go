@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
 
+	"github.com/gantryd/gantry/services/event/eventnats"
 	"github.com/gantryd/gantry/services/suite"
 )
 
@@ -174,7 +175,7 @@ func (r *roles) greeted(o *server.ClientOpts, nonce []byte) *role {
 
 func operatorMay() *server.Permissions {
 	return &server.Permissions{
-		Publish:   allowed([]string{"gantry.v1.>", subjectRead}),
+		Publish:   allowed([]string{eventnats.Publishing + ">", subjectGates + "*", subjectRead}),
 		Subscribe: allowed([]string{"gantry.v1.>", inboxes}),
 		Response:  &server.ResponsePermission{MaxMsgs: 1, Expires: time.Minute},
 	}
@@ -193,7 +194,7 @@ func answersMay() *server.Permissions {
 func daemonMay(name string) *server.Permissions {
 	var publish []string
 	for _, noun := range nouns[name] {
-		publish = append(publish, "gantry.v1.*."+noun+".>")
+		publish = append(publish, eventnats.Publishing+"*."+noun+".>")
 	}
 	// What it subscribes to is the acknowledgements.
 	return &server.Permissions{Publish: allowed(publish), Subscribe: allowed([]string{inboxes})}

@@ -28,15 +28,15 @@ const (
 // open to everybody.
 func (b *Bus) ServeNATS(ctx context.Context, lis net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
-	answer, err := b.answerReads(ctx)
+	carry, err := b.carry(ctx)
 	if err != nil {
 		cancel()
 		lis.Close()
 		return fmt.Errorf("nats: %w", err)
 	}
-	var reads sync.WaitGroup
-	reads.Go(answer)
-	defer reads.Wait()
+	var carried sync.WaitGroup
+	carried.Go(carry)
+	defer carried.Wait()
 	defer cancel()
 	return b.accept(ctx, lis, func(c net.Conn) (func(context.Context), error) {
 		own, err := b.admit(c)

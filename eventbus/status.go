@@ -8,13 +8,11 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/gantryd/gantry/services/event"
-	"github.com/gantryd/gantry/services/event/eventnats"
 	"github.com/gantryd/gantry/services/ident"
 )
 
@@ -22,22 +20,18 @@ var _ event.Reporter = (*Bus)(nil)
 
 // Status implements event.Reporter.
 func (b *Bus) Status(ctx context.Context) (event.Status, error) {
-	stream, err := b.stream.JetStream().Stream(ctx, eventnats.Stream)
-	if err != nil {
-		return event.Status{}, fmt.Errorf("event stream: %v: %w", err, errdefs.ErrUnavailable)
+	if err := ctx.Err(); err != nil {
+		return event.Status{}, err
 	}
-	info := stream.CachedInfo()
+	have := b.journal.Stat()
 	st := event.Status{
 		Stream: event.Stream{
-			Epoch: b.epoch, First: info.State.FirstSeq, Last: info.State.LastSeq, Bytes: int64(info.State.Bytes),
-			BytesMax: info.Config.MaxBytes, AgeMax: info.Config.MaxAge, Oldest: info.State.FirstTime.UTC(),
+			Epoch: b.epoch, First: have.First, Last: have.Last, Bytes: have.Bytes,
+			BytesMax: b.cfg.retainBytes(), AgeMax: b.cfg.retainTime(), Oldest: have.Oldest.UTC(),
 		},
 		ConnectionsMax: connectionsMax + len(b.cfg.Plugins)*pluginConnections,
 	}
-	if info.State.Msgs == 0 {
-		st.Stream.First, st.Stream.Oldest = info.State.LastSeq+1, time.Time{}
-	}
-	st.Readers = b.readers.list(event.Cursor{Epoch: b.epoch, Sequence: info.State.LastSeq})
+	st.Readers = b.readers.list(b.at(have.Last))
 	return st, b.reportPeers(&st)
 }
 

@@ -46,20 +46,27 @@ func (w *window) reset(next uint64) {
 	w.wakeLocked()
 }
 
-func (w *window) add(e event.Event) {
+// add adds events that follow each other.
+func (w *window) add(events []event.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	for _, e := range events {
+		w.addLocked(e)
+	}
+	for len(w.blocks) > 1 && (w.events > windowEvents || w.bytes > windowBytes) {
+		w.events, w.bytes = w.events-len(w.blocks[0].events), w.bytes-w.blocks[0].bytes
+		w.blocks = slices.Delete(w.blocks, 0, 1)
+	}
+	w.wakeLocked()
+}
+
+func (w *window) addLocked(e event.Event) {
 	if n := len(w.blocks); n == 0 || w.blocks[n-1].full() {
 		w.blocks = append(w.blocks, block{first: w.next, events: make([]event.Event, 0, blockEvents)})
 	}
 	last := &w.blocks[len(w.blocks)-1]
 	last.events, last.bytes = append(last.events, e), last.bytes+size(e)
 	w.next, w.events, w.bytes = w.next+1, w.events+1, w.bytes+size(e)
-	for len(w.blocks) > 1 && (w.events > windowEvents || w.bytes > windowBytes) {
-		w.events, w.bytes = w.events-len(w.blocks[0].events), w.bytes-w.blocks[0].bytes
-		w.blocks = slices.Delete(w.blocks, 0, 1)
-	}
-	w.wakeLocked()
 }
 
 func (w *window) wakeLocked() {
@@ -86,13 +93,6 @@ func (w *window) from(sequence uint64) (events []event.Event, added <-chan struc
 		}
 	}
 	return nil, w.added, false
-}
-
-// has says whether what comes behind a sequence is here, or still to come.
-func (w *window) has(sequence uint64) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return sequence+1 >= w.beginLocked() && sequence < w.next
 }
 
 func (w *window) begin() uint64 {

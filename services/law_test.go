@@ -87,7 +87,7 @@ var law = []struct{ from, may string }{
 
 	// The engines. They know disks, kernels and contracts; not wires. A folder
 	// within one is a mechanism of its own.
-	{"eventbus", engine + "services/event/eventnats nats"},
+	{"eventbus", engine + "eventbus/* services/event/eventnats nats"},
 	{"contentd", engine + "contentd/*"},
 	{"snapshotd", engine + "snapshotd/*"},
 	{"imaged", engine + "imaged/*"},

@@ -59,7 +59,7 @@ func eventbusMain(ctx context.Context, log *slog.Logger, args []string) error {
 		return err
 	}
 	works := []func(context.Context) error{
-		bus.Deliver,
+
 		bus.Watch,
 		func(ctx context.Context) error { return bus.ServeNATS(ctx, nats) },
 		func(ctx context.Context) error { return eventrpc.ServeShims(ctx, shims, bus) },

@@ -285,7 +285,6 @@ func (l *life) inspect(d *memDisk) error {
 	}
 	have := map[string]uint64{}
 	r := j.Reader(1)
-	defer r.Close()
 	var last uint64
 	for {
 		records, err := r.Next(50)

@@ -63,7 +63,7 @@ func (d directory) open(name string, flags int) (file, error) {
 
 func (d directory) ReadFile(name string) ([]byte, error) { return os.ReadFile(d.path(name)) }
 func (d directory) Rename(from, to string) error         { return os.Rename(d.path(from), d.path(to)) }
-func (d directory) Remove(name string) error             { return os.Remove(d.path(name)) }
+func (d directory) Remove(name string) error             { return os.RemoveAll(d.path(name)) }
 
 func (d directory) Sync() error {
 	f, err := os.Open(string(d))
@@ -100,3 +100,6 @@ func isFull(err error) bool {
 }
 
 func isMissing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+// isStrange is about a name that is there and is no file.
+func isStrange(err error) bool { return errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ELOOP) }

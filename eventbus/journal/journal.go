@@ -128,7 +128,6 @@ func (j *Journal) Stat() Stat {
 	}
 	j.mu.Unlock()
 	r := j.Reader(s.First)
-	defer r.Close()
 	if records, err := r.Next(1); err == nil && len(records) > 0 {
 		s.First, s.Oldest = records[0].Sequence, records[0].Time
 	} else if err == nil {
@@ -159,7 +158,6 @@ func (j *Journal) Since(t time.Time) (uint64, error) {
 	}
 	j.mu.Unlock()
 	r := j.Reader(from)
-	defer r.Close()
 	for {
 		records, err := r.Next(readMax)
 		if err != nil {

@@ -59,7 +59,6 @@ func put(t testing.TB, j *Journal, n, m int) []uint64 {
 func read(t testing.TB, j *Journal, from uint64) []Record {
 	t.Helper()
 	r := j.Reader(from)
-	defer r.Close()
 	var all []Record
 	for {
 		records, err := r.Next(100)
@@ -252,7 +251,6 @@ func TestAReaderPassesOverWhatWasDropped(t *testing.T) {
 	defer closeIt(t, j)
 	put(t, j, 0, 10)
 	r := j.Reader(1)
-	defer r.Close()
 	if got, err := r.Next(5); err != nil || len(got) != 5 {
 		t.Fatalf("Next: %d, %v", len(got), err)
 	}

@@ -21,7 +21,7 @@ type state struct {
 // readState is false if there is none that says anything.
 func (j *Journal) readState() (s state, ok bool, err error) {
 	b, err := j.disk.ReadFile(stateName)
-	if isMissing(err) {
+	if isMissing(err) || isStrange(err) {
 		return state{}, false, nil
 	}
 	if err != nil {
@@ -73,7 +73,7 @@ func (j *Journal) open() error {
 		return err
 	}
 	if !ok {
-		if len(firsts) > 0 {
+		if len(firsts) > 0 || slices.Contains(names, stateName) {
 			return j.anew("it does not say which stream it is")
 		}
 		return j.begin()
@@ -106,9 +106,9 @@ func (j *Journal) anew(why string) error {
 			}
 		}
 	}
-	// Which stream it was goes last: until then this happens again.
+	// What says which stream it is comes last among the names.
 	for _, name := range names {
-		if _, ok := parseSegmentName(name); ok {
+		if _, ok := parseSegmentName(name); ok || name == stateName {
 			if err := j.disk.Rename(name, name+badSuffix); err != nil {
 				return err
 			}
@@ -200,7 +200,6 @@ func (j *Journal) knowIDs() error {
 		return err
 	}
 	r := j.Reader(from)
-	defer r.Close()
 	for {
 		records, err := r.Next(readMax)
 		if err != nil || len(records) == 0 {

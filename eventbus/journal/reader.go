@@ -6,17 +6,18 @@ import (
 )
 
 const (
-	readMax   = 256       // records at once, at most
-	readBytes = 256 << 10 // from a file at once; more where a record is larger
+	readMax   = 64       // records at once, of our own
+	readBytes = 64 << 10 // from a file at once; more where a record is larger
 )
 
 // A Reader reads records from a sequence on. What is damaged or no longer there
-// it passes over: then a sequence is not the one after the last.
+// it passes over: then a sequence is not the one after the last. Between two
+// calls it holds nothing but its place.
 type Reader struct {
 	j     *Journal
 	next  uint64
 	file  file
-	first uint64 // of the segment that file is
+	first uint64 // of the segment that it is in
 	until uint64 // sequences of it are below that; 0 if it is the newest
 	floor uint64 // and from this on, here
 	off   int64
@@ -26,17 +27,10 @@ type Reader struct {
 // Reader returns one that begins at a sequence.
 func (j *Journal) Reader(from uint64) *Reader { return &Reader{j: j, next: from} }
 
-// Close lets go of what it holds.
-func (r *Reader) Close() {
-	if r.file != nil {
-		r.file.Close()
-		r.file = nil
-	}
-}
-
-// Next returns the records that come next, at most n, or none if there are no
-// more yet.
+// Next returns the records that come next, at most n, and no more when they have
+// 64 KiB, or none if there are no more yet.
 func (r *Reader) Next(n int) ([]Record, error) {
+	defer r.close()
 	for {
 		if r.file == nil {
 			more, err := r.enter()
@@ -54,6 +48,13 @@ func (r *Reader) Next(n int) ([]Record, error) {
 		if !r.leave() {
 			return nil, nil
 		}
+	}
+}
+
+func (r *Reader) close() {
+	if r.file != nil {
+		r.file.Close()
+		r.file, r.ahead = nil, nil
 	}
 }
 
@@ -79,7 +80,10 @@ func (r *Reader) enter() (more bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		r.first, r.until, r.floor, r.off, r.ahead = first, until, first, headerSize, nil
+		if first != r.first {
+			r.first, r.floor, r.off = first, first, headerSize
+		}
+		r.until = until
 		return true, nil
 	}
 }
@@ -90,7 +94,7 @@ func (r *Reader) leave() bool {
 	if ok && first == r.first && until == 0 {
 		return false
 	}
-	r.Close()
+	r.close()
 	if ok && first == r.first {
 		r.next = max(r.next, until)
 	}
@@ -119,12 +123,13 @@ func (j *Journal) segmentOf(sequence uint64) (first, until uint64, ok bool) {
 func (r *Reader) read(n int) ([]Record, error) {
 	limit := r.limit()
 	var records []Record
-	for len(records) < n && r.next < limit {
+	for bytes := 0; len(records) < n && bytes < readBytes && r.next < limit; {
 		f, ok, err := r.one(limit)
 		if err != nil || !ok {
 			return records, err
 		}
 		if f.Sequence >= r.next {
+			bytes += f.size
 			records = append(records, f.Record)
 			r.next = f.Sequence + 1
 		}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/containerd/errdefs"
 )
 
 const (
@@ -166,6 +168,9 @@ func (j *Journal) tooOldLocked() bool {
 func (j *Journal) load(first uint64) (segment, error) {
 	name := segmentName(first)
 	f, err := j.disk.Open(name)
+	if isStrange(err) {
+		return segment{}, fmt.Errorf("%v: %w", err, errdefs.ErrDataLoss)
+	}
 	if err != nil {
 		return segment{}, err
 	}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gantryd/gantry/services/event"
 )
@@ -32,7 +31,6 @@ const (
 // A Bus is a connection to the bus.
 type Bus struct {
 	nc   *nats.Conn
-	js   jetstream.JetStream
 	node string
 
 	// mu guards the fields below it. calls is done when what is under way
@@ -86,11 +84,6 @@ func connect(url string, o ...nats.Option) (*Bus, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bus: %w", err)
 	}
-	b.js, err = jetstream.New(b.nc)
-	if err != nil {
-		b.nc.Close()
-		return nil, fmt.Errorf("bus: %w", err)
-	}
 	return b, nil
 }
 
@@ -142,43 +135,19 @@ func (b *Bus) call(ctx context.Context) (context.Context, context.CancelFunc) {
 // kind gives an error of NATS the kind that the contract asks for. outer is the
 // caller's context and inner what the call was made with.
 func kind(outer, inner context.Context, err error) error {
-	var api *jetstream.APIError
 	switch {
 	case err == nil || outer.Err() != nil:
 		return outer.Err()
 	case inner.Err() != nil && !errors.Is(context.Cause(inner), context.DeadlineExceeded):
 		return context.Cause(inner)
-	case errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == codeMessageTooLarge:
+	case errors.Is(err, nats.ErrMaxPayload):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 }
-
-// codeMessageTooLarge is the server's code for a message over the stream's
-// limit.
-const codeMessageTooLarge = 10054
 
 // Close ends the connection.
 func (b *Bus) Close() { b.nc.Close() }
 
 // Conn is for what else goes over the same connection: questions to gates.
 func (b *Bus) Conn() *nats.Conn { return b.nc }
-
-// Publish implements event.Publisher.
-func (b *Bus) Publish(ctx context.Context, e event.Event) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := e.Check(); err != nil {
-		return err
-	}
-	e = e.Stamp(time.Now(), "eventbus")
-	e.Subject = e.About()
-	inner, cancel := b.call(ctx)
-	defer cancel()
-	_, err := b.js.PublishMsg(inner, toMessage(e, b.node), jetstream.WithExpectStream(Stream), jetstream.WithRetryAttempts(0))
-	if err := kind(ctx, inner, err); err != nil {
-		return fmt.Errorf("publish %s: %w", e.Topic, err)
-	}
-	return nil
-}

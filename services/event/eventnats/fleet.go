@@ -54,6 +54,9 @@ func OmitBody(m *nats.Msg) {
 	m.Data = nil
 }
 
+// codeMessageTooLarge is the server's code for a message over a stream's limit.
+const codeMessageTooLarge = 10054
+
 // TooLarge says whether a stream did not take a message for its size.
 func TooLarge(err error) bool {
 	var api *jetstream.APIError

@@ -13,14 +13,8 @@ import (
 )
 
 const (
-	// Stream is the name of the stream that keeps every event, and Subjects
-	// are what it takes.
-	Stream   = "EVENTS"
+	// Subjects are those of all events.
 	Subjects = prefix + "*.*.>"
-
-	// Epoch is the key in the stream's metadata under which it says which
-	// stream it is.
-	Epoch = "gantry.dev/epoch"
 
 	prefix = "gantry.v1."
 
@@ -98,7 +92,6 @@ func toMessage(e event.Event, node string) *nats.Msg {
 	}
 	daemon, _, _ := strings.Cut(e.ID, "/")
 	for key, value := range map[string]string{
-		nats.MsgIdHdr:    e.ID,
 		"ce-specversion": "1.0",
 		"ce-id":          e.ID,
 		"ce-source":      "//" + node + "/" + daemon,

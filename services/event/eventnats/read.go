@@ -141,7 +141,6 @@ func toRead(e event.Event, before event.Cursor, node, inbox string) *nats.Msg {
 	m.Header[headerSubject] = []string{m.Subject}
 	m.Header[headerCursor] = []string{event.Cursor{Epoch: e.Epoch, Sequence: e.Sequence}.String()}
 	m.Header[headerBefore] = []string{before.String()}
-	delete(m.Header, nats.MsgIdHdr)
 	m.Subject = inbox
 	return m
 }
