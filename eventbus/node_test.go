@@ -135,10 +135,6 @@ func TestAPluginInNode(t *testing.T) {
 	cfg.Plugins[0].Subscribe = []string{"gantry.v1.one.containers.>", "gantry.v1.*.tasks.>"}
 	cfg.TCP.Certificate, cfg.TCP.Key, _ = certificate(t)
 	address, b := openTCP(t, cfg)
-	ctx, cancel := context.WithCancel(context.Background())
-	delivered := make(chan error, 1)
-	go func() { delivered <- b.Deliver(ctx) }()
-	t.Cleanup(func() { cancel(); <-delivered })
 	env := func(events int) []string {
 		return []string{
 			"SERVER=tls://" + address, "SEED=" + string(seed), "CA=" + cfg.TCP.Certificate,
