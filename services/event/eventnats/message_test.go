@@ -46,6 +46,7 @@ func TestAMessageIsACloudEvent(t *testing.T) {
 	m := toMessage(e, "node-1")
 	want := nats.Header{
 		"ce-source": {"//node-1/taskd"}, "ce-type": {"containerd.events.TaskExit"}, "ce-time": {"2026-02-03T04:05:06.000007Z"},
+		"ce-id": {"taskd/00ff/7"}, "ce-specversion": {"1.0"},
 		"ce-subject":  {"a%20%22name%22%0D%0ANats-Expected-Stream:%20x"},
 		"traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}, "content-type": {"application/json"},
 	}
