@@ -100,10 +100,12 @@ func (s *Store) known(id string) bool {
 }
 
 func (s *Store) ids(network string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var ids []string
-	for _, a := range s.Attachments() {
-		if a.Network == network {
-			ids = append(ids, a.ID)
+	for _, r := range s.records {
+		if r.Network == network {
+			ids = append(ids, r.ID)
 		}
 	}
 	return ids

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/gate"
-	"github.com/gantryd/gantry/services/network"
 	"github.com/gantryd/gantry/services/task"
 )
 
@@ -160,29 +158,4 @@ func (s *Store) claim(r *record) (holder key, err error) {
 	}
 	s.records[r.key()] = r
 	return key{}, nil
-}
-
-// An Attachment is a container that is connected.
-type Attachment struct {
-	ID                   string
-	Namespace, Container string
-	Network              string
-	Ports                []network.Port
-	Addresses            []string
-	State                string // "attaching", "attached" or "detaching"
-}
-
-// Attachments returns what there is, in the order of the containers' names.
-func (s *Store) Attachments() []Attachment {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var all []Attachment
-	for _, k := range slices.SortedFunc(maps.Keys(s.records), func(a, b key) int { return strings.Compare(a.String(), b.String()) }) {
-		r := s.records[k]
-		all = append(all, Attachment{
-			ID: r.ID, Namespace: r.Namespace, Container: r.Container, Network: r.Network,
-			Ports: slices.Clone(r.Ports), Addresses: slices.Clone(r.Addresses), State: string(r.State),
-		})
-	}
-	return all
 }

@@ -134,7 +134,7 @@ func TestAPluginThatFailsLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Reconcile(ctx) }()
-	eventually(t, "what was left is undone", func() bool { return len(s.Attachments()) == 0 })
+	eventually(t, "what was left is undone", func() bool { return len(s.ids("default")) == 0 })
 	cancel()
 	wantKind(t, "Reconcile", <-done, context.Canceled)
 	w.want(0)
@@ -202,7 +202,7 @@ func TestEventsEndAttachments(t *testing.T) {
 	exit := func(exec string) event.Event {
 		return event.New("one", time.Now(), event.TaskExit{ContainerID: "web", ID: exec})
 	}
-	gone := func() bool { return len(s.Attachments()) == 0 }
+	gone := func() bool { return len(s.ids("default")) == 0 }
 
 	// The exit of the first process ends it, while the task is still there.
 	if err := s.Pass(t.Context(), w.start(one, 10, webLabels)); err != nil {
