@@ -151,6 +151,13 @@ func TestContainersAreOnANetwork(t *testing.T) {
 	if ra, err := n.inside("cat /proc/sys/net/ipv6/conf/gantry0/accept_ra 2>/dev/null || echo 0"); err != nil || strings.TrimSpace(ra) != "0" {
 		t.Errorf("accept_ra of the bridge is %q, %v", ra, err)
 	}
+	// Nor does another container.
+	const acceptRA = "/proc/sys/net/ipv6/conf/eth0/accept_ra"
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+		if ra := n.ctl("exec", "web", "/bin/cat", acceptRA); strings.TrimSpace(ra) != "0" {
+			t.Errorf("accept_ra of a container is %q", ra)
+		}
+	}
 	if out, err := n.tryCtl("run", "--rm", "--net", "default", "-p", "8080:80", image, "/bin/true"); err == nil || !strings.Contains(err.Error(), "container default/web") {
 		t.Errorf("a port that is published is published again: %s, %v", out, err)
 	}

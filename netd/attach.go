@@ -70,7 +70,7 @@ func (s *Store) Pass(ctx context.Context, q gate.Request) error {
 		Network: n.name, List: n.list, Ports: want.Ports, State: attaching,
 	}
 	// Once begun, it goes on to its end: who asked may have left.
-	return s.attach(context.WithoutCancel(ctx), r, ns)
+	return s.attach(context.WithoutCancel(ctx), r, ns, n.ipam != nil)
 }
 
 // namespaceOf opens the network namespace of a task.
@@ -109,10 +109,16 @@ func (s *Store) serves(r *record, ns *netns, want network.Want) bool {
 		r.State == attached && r.Network == want.Network && slices.Equal(r.Ports, want.Ports)
 }
 
-// attach makes an attachment, or nothing.
-func (s *Store) attach(ctx context.Context, r *record, ns *netns) error {
+// attach makes an attachment, or nothing. A container whose addresses are given
+// by the node, static ones, takes none from others.
+func (s *Store) attach(ctx context.Context, r *record, ns *netns, static bool) error {
 	for _, p := range r.Ports {
 		if err := s.kernel.Taken(p); err != nil {
+			return err
+		}
+	}
+	if static {
+		if err := s.kernel.RefuseRouters(ns); err != nil {
 			return err
 		}
 	}

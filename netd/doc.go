@@ -79,7 +79,8 @@
 //     another, advertise itself as a router (CVE-2020-10749), or reach what
 //     listens on the node's 127.0.0.1, to which portmap opens the bridge's side
 //     (as in CVE-2020-8558). So gantryctl gives a container on a network no
-//     CAP_NET_RAW; and the node's end of the bridge takes no advertisements.
+//     CAP_NET_RAW; and where host-local gives the addresses, neither the node's
+//     end of the bridge nor the containers take advertisements.
 //   - portmap is told to use iptables: its rules for nftables, where a newer one
 //     would choose those by itself, took traffic to others (CVE-2025-67499).
 //   - Forwarding is allowed as the node has it. On a node whose policy drops what

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -49,6 +50,9 @@ type kernel interface {
 	Pinned(path string) (id nsID, ok bool, err error)
 	// Unpin lets go of a name, which need not be there.
 	Unpin(path string) error
+	// RefuseRouters has the interfaces that n will have take no route from
+	// whoever advertises one.
+	RefuseRouters(n *netns) error
 	// Taken is an error if a process of the node listens where p would be.
 	Taken(p network.Port) error
 }
@@ -149,6 +153,27 @@ func (linux) Unpin(path string) error {
 		return err
 	}
 	return nil
+}
+
+// RefuseRouters writes what new interfaces begin with. A kernel without IPv6 has
+// no routers to refuse.
+func (linux) RefuseRouters(n *netns) error {
+	done := make(chan error, 1)
+	go func() {
+		// This thread is in another network from here on and ends with the
+		// goroutine, as it is never unlocked.
+		runtime.LockOSThread()
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_ra", []byte("0"), 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // Taken binds the port for a moment. The packet filter comes before sockets: a

@@ -59,6 +59,12 @@ func TestAPinOutlivesTheProcess(t *testing.T) {
 	if n.node {
 		t.Error("its network is the node's")
 	}
+	if err := (linux{}).RefuseRouters(n); err != nil {
+		t.Error(err)
+	}
+	if again, err := (linux{}).Open(uint32(os.Getpid())); err != nil || !again.node {
+		t.Errorf("we are in another network now: %+v, %v", again, err)
+	}
 	path := filepath.Join(t.TempDir(), "pins", "one")
 	t.Cleanup(func() {
 		if err := (linux{}).Unpin(path); err != nil {

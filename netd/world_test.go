@@ -46,6 +46,7 @@ type world struct {
 	addresses  map[string]string // by id of the attachment, as host-local has them
 	devices    map[nsID]string   // eth0, by the id that it is of
 	rules      map[string]int    // by id
+	quiet      map[nsID]bool     // they refuse routers
 	listening  map[uint16]bool
 	addFails   error
 	delFails   error
@@ -68,7 +69,7 @@ func newWorld(t *testing.T) *world {
 		t: t, boot: "one", containers: containertest.NewMemory(),
 		cfg:   Config{Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Networks: []string{filepath.Join(dir, "networks")}, Plugins: []string{"/nonexistent"}},
 		tasks: map[key]task.Process{}, spaces: map[uint32]nsID{}, pins: map[string]nsID{}, addresses: map[string]string{},
-		devices: map[nsID]string{}, rules: map[string]int{}, listening: map[uint16]bool{}, byID: map[string]int{},
+		devices: map[nsID]string{}, rules: map[string]int{}, listening: map[uint16]bool{}, byID: map[string]int{}, quiet: map[nsID]bool{},
 		synced: map[string]map[string]string{},
 	}
 	w.network("default", defaultList)
@@ -255,6 +256,13 @@ func (w *world) Unpin(path string) error {
 	return w.effect("unpin", func() { delete(w.pins, path) })
 }
 
+func (w *world) RefuseRouters(n *netns) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.quiet[n.id] = true
+	return nil
+}
+
 func (w *world) Taken(p network.Port) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -297,8 +305,11 @@ func (w *world) Add(ctx context.Context, c call) ([]string, error) {
 	w.mu.Lock()
 	ns, pinned := w.pins[c.netns]
 	other := w.devices[ns]
-	fails := w.addFails
+	fails, quiet := w.addFails, w.quiet[ns]
 	w.mu.Unlock()
+	if !quiet {
+		w.t.Errorf("connect %s: it would believe any router", c.id)
+	}
 	if !pinned || other != "" {
 		w.t.Errorf("connect %s: namespace pinned %t, has the device of %q", c.id, pinned, other)
 	}
@@ -377,7 +388,9 @@ func (d cutDisk) SyncDir(dir string) error {
 			b, _ := os.ReadFile(filepath.Join(dir, e.Name())) // written files are synced
 			names[e.Name()] = string(b)
 		}
+		d.w.mu.Lock()
 		d.w.synced[dir] = names
+		d.w.mu.Unlock()
 		return errors.Join(err, osDisk{}.SyncDir(dir))
 	})
 }
