@@ -74,9 +74,10 @@ unless another is given. It waits for its end, passes signals on, and exits with
 its code, or with 125 if it could not be started. The third interrupt kills.
 
 The container has namespaces of its own and an empty network, a short list of
-capabilities, and no seccomp profile yet. With --net it waits at the gate of that
-name until netd has connected it to a network; see gantryctl up. What a detached container writes is
-lost unless --log says where to keep it.`,
+capabilities, and no seccomp profile yet. With --net it waits at a gate until netd,
+which gantryctl up --net runs, has connected it; on a network that it shares it has
+no raw sockets. What a detached container writes is lost unless --log says where to
+keep it.`,
 		Example: `  gantryctl run --rm demo
   gantryctl run --rm -t demo /bin/sh
   gantryctl run -d --name web --log /tmp/web.log demo /bin/counter
