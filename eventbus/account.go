@@ -23,8 +23,8 @@ const (
 
 // What an account of a plugin may use of the server, whatever it does.
 const (
-	pluginConnections   = 32
-	pluginSubscriptions = 256      // of a connection
+	pluginConnections   = 16
+	pluginSubscriptions = 64       // of a connection
 	pluginPayload       = 64 << 10 // bytes of what it says
 
 	// gateTime is how long a gate may think before the server forgets who

@@ -79,8 +79,8 @@
 // at once: 2,048, and 64 of each plugin; one more is refused. Named readers that
 // are remembered: 64 of each plugin; the one seen longest ago is forgotten for a
 // new one.
-// Connections: 1,024, and 32 of each plugin, and 256 by TCP; one more is closed.
-// A plugin's have 256 subscriptions each and say at most 64 KiB at once. There
+// Connections: 1,024, and 16 of each plugin, and 256 by TCP; one more is closed.
+// A plugin's have 64 subscriptions each and say at most 64 KiB at once. There
 // are at most 64 plugins.
 //
 // # Events

@@ -272,7 +272,8 @@ func TestReadersAreRemembered(t *testing.T) {
 
 // The Go client in a plugin's account.
 func TestAPluginSubscribes(t *testing.T) {
-	_, b := openToRead(t, twoPlugins(t))
+	socket, b := openToRead(t, twoPlugins(t))
+	connect(t, socket) // reads are answered by now
 	c, err := eventnats.In(b.server, "plugin.net", b.roles.byName["plugin.net"].secret)
 	if err != nil {
 		t.Fatal(err)

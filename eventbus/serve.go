@@ -26,12 +26,15 @@ const (
 // by NATS, also from elsewhere. It is a work of the daemon; it closes lis. Whoever
 // has no role is closed before it costs more than its descriptor: the socket is
 // open to everybody.
-func (b *Bus) ServeNATS(ctx context.Context, lis net.Listener) error {
-	ctx, cancel := context.WithCancel(ctx)
+func (b *Bus) ServeNATS(outer context.Context, lis net.Listener) error {
+	ctx, cancel := context.WithCancel(outer)
 	carry, err := b.carry(ctx)
 	if err != nil {
 		cancel()
 		lis.Close()
+		if outer.Err() != nil {
+			return outer.Err()
+		}
 		return fmt.Errorf("nats: %w", err)
 	}
 	var carried sync.WaitGroup
