@@ -18,6 +18,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
 
 	"github.com/gantryd/gantry/services/event"
 )
@@ -29,16 +30,17 @@ type fleet struct {
 	link  *link
 }
 
-// startFleet starts a server that lets in whoever has the key.
-func startFleet(t *testing.T, public string) *fleet {
+// startFleet starts a server that lets in whoever has the key. tls is more of the
+// configuration of its leaf nodes.
+func startFleet(t *testing.T, public, tls string) *fleet {
 	t.Helper()
 	dir := t.TempDir()
 	config := filepath.Join(dir, "server.conf")
 	if err := os.WriteFile(config, fmt.Appendf(nil, `
-		listen: "127.0.0.1:-1", leafnodes { listen: "127.0.0.1:-1" }
+		listen: "127.0.0.1:-1", leafnodes { listen: "127.0.0.1:-1", %s }
 		jetstream { store_dir: %q }
 		accounts { NODES: { jetstream: enabled, users: [ { nkey: %s }, { user: admin, password: admin } ] } }
-	`, dir, public), 0o600); err != nil {
+	`, tls, dir, public), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c := exec.Command(stockServer(t), "-c", config)
@@ -236,7 +238,12 @@ func forwarding(t *testing.T, cfg Config) (b *Bus, stop func()) {
 func withFleet(t *testing.T) (Config, *fleet) {
 	t.Helper()
 	public, key := newKey(t)
-	f := startFleet(t, public)
+	f := startFleet(t, public, "")
+	return fleetConfig(t, f, key), f
+}
+
+func fleetConfig(t *testing.T, f *fleet, key nkeys.KeyPair) Config {
+	t.Helper()
 	seed, err := key.Seed()
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +257,7 @@ func withFleet(t *testing.T) (Config, *fleet) {
 	if err := cfg.Check(); err != nil {
 		t.Errorf("Check: %v", err)
 	}
-	return cfg, f
+	return cfg
 }
 
 func publishNumbers(t *testing.T, b *Bus, ids ...int) {
@@ -294,6 +301,27 @@ func TestAFleetIsToldOfEveryEventInOrder(t *testing.T) {
 		if got, want := string(m.Data), fmt.Sprintf(`{"id":"c%d"}`, i+1); got != want {
 			t.Errorf("message %d is %s, want %s", i+1, got, want)
 		}
+	}
+}
+
+func TestAFleetIsToldWithTLS(t *testing.T) {
+	public, key := newKey(t)
+	file, secret, _ := certificate(t)
+	f := startFleet(t, public, fmt.Sprintf("tls { cert_file: %q, key_file: %q }", file, secret))
+	f.stream(t, jetstream.StreamConfig{})
+	cfg := fleetConfig(t, f, key)
+	cfg.Leaf.URL, cfg.Leaf.CA = "tls://"+f.link.address, file
+	b, _ := forwarding(t, cfg)
+	publishNumbers(t, b, 1)
+	f.told(t, 1)
+
+	// A fleet that somebody else pretends to be is told nothing.
+	cfg.Root, cfg.Leaf.CA = filepath.Join(t.TempDir(), "eventbus"), ""
+	stranger, _ := forwarding(t, cfg)
+	publishNumbers(t, stranger, 2)
+	publishNumbers(t, b, 3)
+	if m := f.told(t, 2)[1]; m.Header.Get("ce-id") != "taskd/1/3" || stranger.server.NumLeafNodes() > 0 {
+		t.Errorf("the fleet was told %s", m.Header.Get("ce-id"))
 	}
 }
 

@@ -207,6 +207,7 @@ func TestAPluginThatAttacksHarmsNobody(t *testing.T) {
 	const denied = "Permissions Violation"
 	for name, c := range map[string]struct{ lines, says string }{
 		"an event":              {"PUB gantry.v1.one.tasks.exit 1\r\nx\r\n", denied},
+		"an event to the bus":   {"PUB gantry.bus.v1.publish.one.tasks.exit _INBOX.x 1\r\nx\r\n", denied},
 		"an event for an ack":   {"PUB gantry.v1.one.tasks.exit _INBOX.x 1\r\nx\r\n", denied},
 		"an event with an id":   {"HPUB gantry.v1.one.tasks.exit 34 35\r\nNATS/1.0\r\nNats-Msg-Id: taskd/1\r\n\r\nx\r\n", denied},
 		"another's inbox":       {"PUB _INBOX.x 1\r\nx\r\n", denied},

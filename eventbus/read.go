@@ -49,7 +49,7 @@ func (b *Bus) answerReads(ctx context.Context) (serve func(), err error) {
 	err = add(roleBus, "", readsMax)
 	for _, p := range b.cfg.Plugins {
 		if err == nil {
-			err = add(readerOf(p), p.Name, readsPluginMax)
+			err = add(readerOf(p), p.Name, 4*readsPluginMax) // to say no to
 		}
 	}
 	if err != nil {

@@ -28,14 +28,6 @@ const (
 	roleLeaf     = "leaf"     // who tells the fleet
 )
 
-// nouns are what each daemon tells of: the first part of its topics.
-var nouns = map[string][]string{
-	suite.Contentd:  {"content"},
-	suite.Snapshotd: {"snapshot"},
-	suite.Imaged:    {"images", "namespaces"},
-	suite.Taskd:     {"containers", "tasks", "sandboxes"},
-}
-
 // A role is what a connection may do.
 type role struct {
 	name    string
@@ -64,7 +56,7 @@ func newRoles(cfg Config, log *slog.Logger) (*roles, error) {
 	r.add(role{name: roleBus, account: accountNode, free: shared})
 	operator := r.add(role{name: roleOperator, account: accountNode, free: shared, may: operatorMay()})
 	for _, d := range suite.Daemons {
-		own := r.add(role{name: d.Name, account: accountNode, free: shared, may: daemonMay(d.Name)})
+		own := r.add(role{name: d.Name, account: accountNode, free: shared, may: daemonMay(d)})
 		if uid, err := uidOf(d.User); err == nil {
 			r.byUID[uid] = own
 		}
@@ -191,9 +183,9 @@ func answersMay() *server.Permissions {
 	return &server.Permissions{Publish: allowed([]string{inboxes}), Subscribe: allowed([]string{subjectRead})}
 }
 
-func daemonMay(name string) *server.Permissions {
+func daemonMay(d suite.Daemon) *server.Permissions {
 	var publish []string
-	for _, noun := range nouns[name] {
+	for _, noun := range d.Tells {
 		publish = append(publish, eventnats.Publishing+"*."+noun+".>")
 	}
 	// What it subscribes to is the acknowledgements.
