@@ -114,7 +114,7 @@ const (
 	childFile   = "GANTRY_TEST_FILE" // and writes what it is told
 )
 
-// A childWatcher is a process. The file that it writes is also its cursor.
+// A childWatcher is a process, as a plugin is one.
 type childWatcher struct {
 	t            testing.TB
 	socket, file string
@@ -199,30 +199,31 @@ func TestChaosSubscriber(t *testing.T) {
 	if _, err := f.Seek(size, io.SeekStart); err != nil {
 		t.Fatal(err)
 	}
-	var o event.SubscribeOptions
-	if n := len(all); n > 0 {
-		o.After = &event.Cursor{Epoch: all[n-1].Epoch, Sequence: all[n-1].Sequence}
-	}
-	bus, err := eventnats.Dial(os.Getenv(childSocket))
+	bus, err := client.DialBus(os.Getenv(childSocket))
 	if err != nil {
 		t.Fatal(err)
 	}
-	events, err := (&client.Client{Events: bus}).Follow(t.Context(), o)
-	if err != nil {
-		fmt.Fprintf(f, "error %v\n", err)
-		t.Fatal(err)
+	defer bus.Close()
+	write := func(line []byte) error {
+		_, err := f.Write(append(line, '\n'))
+		return err
 	}
-	for e, err := range events {
-		if err != nil {
-			fmt.Fprintf(f, "error %v\n", err)
-			continue
-		}
-		b, err := json.Marshal(toTold(e))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.Write(append(b, '\n')); err != nil {
-			t.Fatal(err)
-		}
-	}
+	err = bus.Subscribe(t.Context(), client.Subscription{
+		Name:   "chaos",
+		Cursor: file + ".cursor",
+		Handle: func(_ context.Context, e event.Event) error {
+			line, err := json.Marshal(toTold(e))
+			if err != nil {
+				return err
+			}
+			return write(line)
+		},
+		Relist: func(_ context.Context, lost *event.Gap) error {
+			if lost == nil && len(all) == 0 {
+				return nil
+			}
+			return write(fmt.Appendf(nil, "error %v", lost))
+		},
+	})
+	t.Fatal(err, write(fmt.Appendf(nil, "error %v", err)))
 }
