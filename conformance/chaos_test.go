@@ -71,9 +71,11 @@ func TestChaosLosesNoEvent(t *testing.T) {
 	kills := chaos.kill(ctx, rand.New(rand.NewPCG(seed, chaosWorkers)), watchers)
 	working.Wait()
 
+	quiet := time.Now()
 	for _, w := range watchers {
 		s.eventuallyTold(w, func(told []told) error { return chaos.check(told) })
 	}
+	t.Logf("all was told %v after the last container", time.Since(quiet).Round(time.Millisecond))
 	chaos.checkOrder(watchers)
 	ended, failed := chaos.outcome()
 	t.Logf("%d containers, %d calls failed; kills: %v", ended, len(failed), kills)
@@ -108,8 +110,8 @@ type life struct {
 	done   bool   // all of them are
 }
 
-// lifeTopics are what is told of a container: of its record by taskd, of its
-// task by the shim, each in this order.
+// lifeTopics are what is told of a container, in this order: of its record by
+// taskd, of its task by the shim.
 var lifeTopics = []string{
 	"/containers/create", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete", "/containers/delete",
 }

@@ -57,6 +57,10 @@
 // the rest; it kills the recorded first process only, and only if number,
 // start time and boot are the same.
 //
+// While the daemon has made events.hold in the bundle nothing is told: what was
+// before the task is not told yet. The daemon may tell for us what is in
+// events.json; the bus knows it again.
+//
 // Events are kept in memory and in events.json until eventbus has them, and
 // tried again until then. A shim that ends tries for ten seconds more and
 // leaves the others in the file. Events carry the time they were made at,

@@ -11,22 +11,26 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/services/runner"
 )
 
 const (
-	eventsMax    = 8192                  // rows in the queue
-	eventsRoom   = eventsMax / 2         // kept for what running processes still have to tell
-	publishTime  = 5 * time.Second       // for one attempt
-	publishPause = 2 * time.Second       // between attempts, at most
-	publishFirst = 20 * time.Millisecond // between the first two attempts
+	eventsMax    = 8192                   // rows in the queue
+	eventsRoom   = eventsMax / 2          // kept for what running processes still have to tell
+	publishTime  = 5 * time.Second        // for one attempt
+	publishPause = 2 * time.Second        // between attempts, at most
+	publishFirst = 20 * time.Millisecond  // between the first two attempts
+	holdFirst    = 5 * time.Millisecond   // before it is looked again whether events may be told
+	holdPause    = 250 * time.Millisecond // at most
 )
 
 // A queue holds the events that nobody has yet, in memory and in a file, in
 // the order in which they became true.
 type queue struct {
-	path string // empty: events are for nobody
+	path string   // empty: events are for nobody
+	hold *os.File // of the bundle, wherever it is moved
 	log  *slog.Logger
 	wake chan struct{} // of Publish; one token
 
@@ -42,6 +46,7 @@ func newQueue(bundle string, log *slog.Logger, anyone bool) *queue {
 	q := &queue{log: log, wake: make(chan struct{}, 1)}
 	if anyone {
 		q.path = filepath.Join(bundle, eventsRecord)
+		q.hold, _ = os.Open(bundle)
 	}
 	return q
 }
@@ -141,6 +146,9 @@ func (q *queue) rewriteLocked() {
 // publish tells the events to p, one after the other, each until it is taken.
 // It returns when ctx ends.
 func (q *queue) publish(ctx context.Context, p runner.Publisher) error {
+	if err := q.released(ctx); err != nil {
+		return err
+	}
 	pause := publishFirst
 	for {
 		e, ok := q.head()
@@ -175,6 +183,26 @@ func (q *queue) publish(ctx context.Context, p runner.Publisher) error {
 	}
 }
 
+// released returns when there is nothing any more that the daemon has to tell
+// before. It is known by a file in the bundle, which the daemon made before it
+// started us.
+func (q *queue) released(ctx context.Context) error {
+	for pause := holdFirst; q.hold != nil; pause = min(2*pause, holdPause) {
+		var st unix.Stat_t
+		if unix.Fstatat(int(q.hold.Fd()), holdRecord, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+			q.hold.Close()
+			q.hold = nil
+			return nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
 // drained is closed when nothing is left to tell.
 func (q *queue) drained() <-chan struct{} {
 	q.mu.Lock()
@@ -197,5 +225,9 @@ func (q *queue) close() {
 	if q.file != nil {
 		q.file.Close()
 		q.file = nil
+	}
+	if q.hold != nil {
+		q.hold.Close()
+		q.hold = nil
 	}
 }

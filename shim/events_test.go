@@ -78,6 +78,36 @@ func waitDrained(t *testing.T, q *queue) {
 	}
 }
 
+func TestEventsWaitWhileTheyAreHeld(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "bundle")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, holdRecord), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q := newQueue(dir, quiet(), true)
+	k := &taker{}
+	publishing(t, q, k)
+	q.add(runner.Event{Topic: runner.Created})
+	// Its bundle is moved meanwhile.
+	moved := filepath.Join(filepath.Dir(dir), ".bundle")
+	if err := os.Rename(dir, moved); err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(50 * time.Millisecond)
+	if got := k.topics(); got != "" {
+		t.Errorf("taken are %s while events are held", got)
+	}
+	if err := os.Remove(filepath.Join(moved, holdRecord)); err != nil {
+		t.Fatal(err)
+	}
+	waitDrained(t, q)
+	if got := k.topics(); got != "/tasks/create" {
+		t.Errorf("taken are %s", got)
+	}
+}
+
 func TestEventsAreTakenInOrderHoweverOftenRefused(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	t.Run("", func(t *testing.T) {

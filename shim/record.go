@@ -15,6 +15,7 @@ const (
 	runtimeRecord = "runtime.json" // a runtimeState; before the OCI runtime is called
 	initRecord    = "init.json"    // a birth; when the first process exists
 	exitRecord    = "exit.json"    // an exitState; before anyone is told
+	holdRecord    = "events.hold"  // while it is there, events wait; made by the daemon
 	eventsRecord  = "events.json"  // events that nobody has yet, one in a line
 )
 

@@ -131,6 +131,11 @@ func rootGroup(spec []byte) (gid int, mapped bool, err error) {
 	return 0, false, nil
 }
 
+// trash is where the bundle is on its way out.
+func (b bundle) trash(instance string) string {
+	return filepath.Join(filepath.Dir(b.dir), "."+b.id+"-"+instance)
+}
+
 // remove takes the bundle out of sight and returns where it is until its
 // removal is completed. It is gone for everybody when remove returns.
 func (b bundle) remove(d disk, instance string) (trash string, err error) {
@@ -138,7 +143,7 @@ func (b bundle) remove(d disk, instance string) (trash string, err error) {
 	if err := d.RemoveTree(b.work); err != nil {
 		return "", err
 	}
-	trash = filepath.Join(filepath.Dir(b.dir), "."+b.id+"-"+instance)
+	trash = b.trash(instance)
 	if err := d.Rename(b.dir, trash); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}

@@ -137,6 +137,7 @@ func (s containerStore) Update(ctx context.Context, c container.Container, field
 // Delete implements container.Store. What is known of a task whose shim died
 // goes with the container.
 func (s containerStore) Delete(ctx context.Context, id string) error {
+	s.tellBefore(ctx, key{s.namespace, id})
 	err := s.db.Release(ctx, func(tx *kv.Tx) error {
 		if _, err := s.get(tx, id); err != nil {
 			return err

@@ -128,6 +128,9 @@ func (s *Store) create(ctx context.Context, l *live, r task.CreateRequest, c con
 	if options == nil {
 		options = c.Runtime.Options
 	}
+	if err := s.hold(ctx, l); err != nil {
+		return 0, err
+	}
 	if err := s.listen(l); err != nil {
 		return 0, err
 	}

@@ -40,10 +40,13 @@ func (s *Store) bury(l *live) {
 	if exit.Pid == 0 {
 		exit.Pid = rec.Pid
 	}
-	s.tellFirst(l)
 	kept := false
 	for pause := range pauses() {
-		if kept, err = s.recordDeath(l, rec, exit); err == nil {
+		// What it had to tell came before its end.
+		if err = s.tellRest(s.ctx, l.namespace, l.dir); err == nil {
+			kept, err = s.recordDeath(l, rec, exit)
+		}
+		if err == nil {
 			break
 		}
 		s.log.Error("a task's end cannot be recorded: trying again", "namespace", l.namespace, "task", l.id, "err", err)
@@ -59,16 +62,6 @@ func (s *Store) bury(l *live) {
 	}
 	if err := s.discard(l.bundle, rec.Instance); err != nil {
 		s.log.Warn("a bundle cannot be removed", "dir", l.dir, "err", err)
-	}
-}
-
-// tellFirst tells what a dead shim has left to tell before its end is told, if
-// the bus is there. If it is not, nobody waits for it.
-func (s *Store) tellFirst(l *live) {
-	ctx, cancel := context.WithTimeout(s.ctx, lastTime)
-	defer cancel()
-	if err := s.tellLeft(ctx, l.namespace, l.dir); err != nil {
-		s.log.Warn("events that a shim left are told later", "namespace", l.namespace, "task", l.id, "err", err)
 	}
 }
 

@@ -144,6 +144,7 @@ func (s *Store) leave(ctx context.Context, l *live, shim task.Shim) error {
 	if err != nil {
 		return err
 	}
+	s.mayLeave(trash)
 	out := make(chan struct{})
 	s.mu.Lock()
 	s.leaving[l.key()] = out

@@ -22,6 +22,7 @@
 //	    task.json          our record: how far the task has come, and which
 //	                       process its shim is
 //	    events.json        events that our own shim has not told yet
+//	    events.hold        while it is there our own shim tells nothing
 //	    …                  what else the shim keeps there
 //	<state>/io.containerd.runtime.v2.task/<namespace>/.<id>-<instance>/
 //	                       a bundle on its way out
@@ -50,7 +51,8 @@
 //   - One that says "deleting" is of a deletion that was begun. It is completed.
 //
 // Events that our own shim could not tell before it ended stay in its bundle,
-// which stays, out of sight, until they are told in the shim's name.
+// which stays, out of sight, until they are in the outbox. There they are under
+// the ids that the bus gives what the shim tells, which may still do so itself.
 //
 // A task whose shim died can be waited for and deleted, and told its status,
 // until it is deleted, replaced, or its container goes.
@@ -98,8 +100,14 @@
 //
 // /containers/create, update and delete in the transaction of the change;
 // /tasks/exit and /tasks/delete for tasks whose shim died, after what the shim
-// had left to tell if the bus is there. All other events of tasks are told by
-// the shims.
+// had left to tell. All other events of tasks are told by the shims.
+//
+// Of one container they are told in the order in which they became true, although
+// two tell them: a task that is created while the bus has not taken all of ours
+// keeps its shim from telling anything until it has; and before a container is
+// deleted, or has another task, what the last shim has left to tell is put into
+// the outbox if it is not told within 20 ms. Neither waits for the bus. Shims of
+// others are told nothing of this, and drop what they cannot tell at once.
 //
 // # Needs
 //

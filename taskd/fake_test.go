@@ -344,10 +344,10 @@ func (s cutShim) Get(ctx context.Context, id, exec string) (task.Process, error)
 
 // A place is where a daemon keeps its things, and its world.
 type place struct {
-	cfg     Config
-	w       *world
-	forward func(string) (runner.Publisher, func())
-	mounts  *activationtest.Memory
+	cfg    Config
+	w      *world
+	told   func(string, runner.Event) (event.Event, error)
+	mounts *activationtest.Memory
 
 	namespaces namespace.Store
 	gates      gate.Asker
@@ -362,13 +362,23 @@ func newPlace(t *testing.T) place {
 
 // A box is a bus that keeps what it is told.
 type box struct {
-	mu  sync.Mutex
-	got []event.Event
+	mu      sync.Mutex
+	got     []event.Event
+	refuses bool
+}
+
+func (b *box) refuse(refuses bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refuses = refuses
 }
 
 func (b *box) Publish(_ context.Context, e event.Event) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.refuses {
+		return errdefs.ErrUnavailable
+	}
 	b.got = append(b.got, e)
 	return nil
 }
@@ -418,7 +428,7 @@ func (p place) tryOpen(t *testing.T, c *cut) (*opened, error) {
 	if c.at > 0 {
 		log = quiet()
 	}
-	s, err := open(p.cfg, Needs{Events: o.events, Forward: p.forward, Activations: cutMounts{p.mounts, c}, Namespaces: p.namespaces, Gates: p.gates, Log: log}, cutDisk{c, realDisk{}}, fakeRuntime{p.w, c})
+	s, err := open(p.cfg, Needs{Events: o.events, Told: p.told, Activations: cutMounts{p.mounts, c}, Namespaces: p.namespaces, Gates: p.gates, Log: log}, cutDisk{c, realDisk{}}, fakeRuntime{p.w, c})
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/gantryd/gantry/services/container"
 	"github.com/gantryd/gantry/services/container/containerrpc"
+	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/event/eventrpc"
 	"github.com/gantryd/gantry/services/mount"
 	"github.com/gantryd/gantry/services/namespace"
@@ -100,9 +101,13 @@ func newReal(t testing.TB, built string) *real {
 	r.needs = Needs{
 		Shims:  shimrpc.Protocol{},
 		Events: r.events,
-		Forward: func(ns string) (runner.Publisher, func()) {
-			f := shimserve.NewForwarder(suite.ShimSocket(r.cfg.Address), ns)
-			return f, f.Close
+		Told: func(ns string, e runner.Event) (event.Event, error) {
+			envelope, err := shimserve.Envelope(ns, e)
+			if err != nil {
+				return event.Event{}, err
+			}
+			told, err := eventrpc.Forwarded(envelope)
+			return told.Stamp(e.Time, suite.Eventbus), err
 		},
 		Executable: filepath.Join(built, "taskd"),
 		Environ:    os.Environ(),

@@ -31,12 +31,12 @@ const schema = 1
 
 // A Store is the containers of a node and their tasks.
 type Store struct {
-	cfg     Config
-	log     *slog.Logger
-	db      *kv.DB
-	outbox  *outbox.Box
-	events  event.Publisher
-	forward func(namespace string) (runner.Publisher, func())
+	cfg    Config
+	log    *slog.Logger
+	db     *kv.DB
+	outbox *outbox.Box
+	events event.Publisher
+	told   func(namespace string, e runner.Event) (event.Event, error)
 
 	activations activation.Stores
 	namespaces  namespace.Store
@@ -57,6 +57,7 @@ type Store struct {
 	mu      sync.Mutex
 	tasks   map[key]*live
 	leaving map[key]chan struct{} // closed when a deleted task's shim is out of the way
+	untold  map[key][]string      // bundles on their way out, in which events may be left
 	kept    map[key]task.Exit     // of tasks whose deletion nobody has been told of
 	trash   []string              // found by Open and not yet removed
 }
@@ -76,9 +77,9 @@ type Needs struct {
 	// Gates asks whether a container may start; nil if nobody does, and no
 	// container that names gates starts.
 	Gates gate.Asker
-	// Forward tells events in the name of a shim of the namespace, until the
-	// function is called that it returns. Nil is for nobody.
-	Forward    func(namespace string) (runner.Publisher, func())
+	// Told returns an event as it is when a shim of the namespace has told it
+	// itself. Nil drops what shims leave untold.
+	Told       func(namespace string, e runner.Event) (event.Event, error)
 	Executable string   // our own: shims are looked for beside it
 	Environ    []string // given to shims
 	Log        *slog.Logger
@@ -107,12 +108,12 @@ func open(cfg Config, needs Needs, d disk, run runtime) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("taskd: %w", err), db.Close())
 	}
 	s := &Store{
-		cfg:     cfg,
-		log:     needs.Log,
-		db:      db,
-		outbox:  box,
-		events:  needs.Events,
-		forward: needs.Forward,
+		cfg:    cfg,
+		log:    needs.Log,
+		db:     db,
+		outbox: box,
+		events: needs.Events,
+		told:   needs.Told,
 
 		activations: needs.Activations,
 		namespaces:  needs.Namespaces,
@@ -123,6 +124,7 @@ func open(cfg Config, needs Needs, d disk, run runtime) (*Store, error) {
 		cleaning: make(chan struct{}, cleanMax),
 		tasks:    make(map[key]*live),
 		leaving:  make(map[key]chan struct{}),
+		untold:   make(map[key][]string),
 		kept:     make(map[key]task.Exit),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -214,6 +216,7 @@ func (s *Store) loadBundle(ns, id string) error {
 	dir := filepath.Join(s.cfg.State, bundlesName, ns, id)
 	if strings.HasPrefix(id, ".") {
 		s.trash = append(s.trash, dir)
+		s.mayLeave(dir)
 		return nil
 	}
 	b, err := s.bundle(ns, id)
@@ -246,6 +249,7 @@ func (s *Store) loadBundle(ns, id string) error {
 func (s *Store) setAside(b bundle, instance string) error {
 	trash, err := b.remove(s.disk, instance)
 	s.trash = append(s.trash, trash)
+	s.mayLeave(trash)
 	return err
 }
 
@@ -256,6 +260,7 @@ func (s *Store) discard(b bundle, instance string) error {
 	if err != nil {
 		return err
 	}
+	s.mayLeave(trash)
 	s.wg.Go(func() { s.dump(trash) })
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/services/container"
+	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/namespace"
 	"github.com/gantryd/gantry/services/runner"
 	"github.com/gantryd/gantry/services/task"
@@ -372,37 +373,18 @@ func churn(ctx context.Context, p place, o *opened, id string, r *rand.Rand) {
 	}
 }
 
-// A refuser takes events when it is willing.
-type refuser struct {
-	mu      sync.Mutex
-	willing bool
-	got     []string
-}
-
-func (r *refuser) Publish(_ context.Context, e runner.Event) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.willing {
-		return errdefs.ErrUnavailable
-	}
-	r.got = append(r.got, string(e.Topic)+" "+e.ContainerID)
-	return nil
-}
-
+// TestEventsThatAShimLeftAreTold holds that what a shim had no time to tell is
+// told for it, and before whatever is told next of the container.
 func TestEventsThatAShimLeftAreTold(t *testing.T) {
 	p := newPlace(t)
-	to := &refuser{}
-	p.forward = func(ns string) (runner.Publisher, func()) {
-		if ns != "one" {
-			t.Errorf("events of namespace %q", ns)
-		}
-		return to, func() {}
+	p.told = func(ns string, e runner.Event) (event.Event, error) {
+		return event.Event{ID: "shim/" + e.ContainerID + string(e.Topic), Namespace: ns, Topic: string(e.Topic), Time: e.Time, Subject: e.ContainerID}, nil
 	}
 	o := p.open(t, &cut{})
 	leave := func(id string) {
 		t.Helper()
 		left := `{"topic":"/tasks/exit","time":"2026-01-01T00:00:00Z","container_id":"` + id + `"}` + "\nnot JSON\n" +
-			`{"topic":"/tasks/delete","time":"2026-01-01T00:00:01Z","container_id":"` + id + `"}` + "\n"
+			`{"topic":"/tasks/delete","time":"2026-01-01T00:00:01Z","container_id":"` + id + `"}` + "\n{cut off"
 		if err := os.WriteFile(filepath.Join(p.bundleOf(id), eventsFile), []byte(left), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -415,33 +397,62 @@ func TestEventsThatAShimLeftAreTold(t *testing.T) {
 	if _, err := o.tasksOne().Delete(t.Context(), "c1"); err != nil {
 		t.Fatal(err)
 	}
+	if err := o.Containers().In(one).Delete(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
 	p.w.shim(p.bundleOf("dies")).Die()
 	if _, err := o.tasksOne().Wait(t.Context(), "dies", ""); err != nil {
 		t.Fatal(err)
 	}
-	// The bus is away: nobody waits for it, and nothing is lost with us.
-	o.start(t, "c1")
-	o = p.restart(t, o)
-	if len(to.got) > 0 {
-		t.Errorf("told %q", to.got)
+	for id, want := range map[string]string{
+		"c1":   "taskd/containers/create shim/tasks/exit shim/tasks/delete taskd/containers/delete",
+		"dies": "taskd/containers/create shim/tasks/exit shim/tasks/delete taskd/tasks/exit taskd/tasks/delete",
+	} {
+		eventually(t, "they are told", func() error {
+			o.events.mu.Lock()
+			defer o.events.mu.Unlock()
+			var got []string
+			for _, e := range o.events.got {
+				teller, _, _ := strings.Cut(e.ID, "/")
+				if e.About() == id && !slices.Contains(got, teller+e.Topic) {
+					got = append(got, teller+e.Topic)
+				}
+			}
+			if s := strings.Join(got, " "); s != want {
+				return fmt.Errorf("%s: %s; want %s", id, s, want)
+			}
+			return nil
+		})
 	}
-	to.mu.Lock()
-	to.willing = true
-	to.mu.Unlock()
-	eventually(t, "they are told", func() error {
-		to.mu.Lock()
-		defer to.mu.Unlock()
-		got := slices.Sorted(slices.Values(to.got))
-		if s := strings.Join(got, ", "); s != "/tasks/delete c1, /tasks/delete dies, /tasks/exit c1, /tasks/exit dies" {
-			return errors.New(s)
+}
+
+// TestAShimWaitsForWhatWasBefore holds that a shim tells nothing of a task while
+// its container has not been told of, also after a restart.
+func TestAShimWaitsForWhatWasBefore(t *testing.T) {
+	p := newPlace(t)
+	o := p.open(t, &cut{})
+	o.events.refuse(true)
+	o.run(t, "c1", "sleep")
+	hold := filepath.Join(p.bundleOf("c1"), holdFile)
+	if _, err := os.Lstat(hold); err != nil {
+		t.Errorf("the shim is not held: %v", err)
+	}
+	o = p.restart(t, o)
+	eventually(t, "the shim is released", func() error {
+		if _, err := os.Lstat(hold); err == nil {
+			return errors.New("it is held")
 		}
 		return nil
 	})
-	if got := o.status(t, "c1"); got != task.Stopped {
-		t.Errorf("the task that came after: %s", got)
+	if told := o.events.told("/containers/create"); len(told) != 1 {
+		t.Errorf("before it were told %v", told)
 	}
-	if _, err := o.tasksOne().Delete(t.Context(), "c1"); err != nil {
-		t.Fatal(err)
+	o.run(t, "c2", "sleep")
+	for _, id := range []string{"c1", "c2"} {
+		o.tasksOne().Kill(t.Context(), id, "", sigkill, false)
+		o.tasksOne().Wait(t.Context(), id, "")
+		if _, err := o.tasksOne().Delete(t.Context(), id); err != nil {
+			t.Error(err)
+		}
 	}
-	p.empty(t)
 }

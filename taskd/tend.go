@@ -46,12 +46,14 @@ func (s *Store) pause(d time.Duration) bool {
 func (s *Store) Recover(ctx context.Context) error {
 	s.mu.Lock()
 	for _, dir := range s.trash {
+		s.wg.Go(func() { s.release(dir) })
 		s.wg.Go(func() { s.dumpFound(dir) })
 	}
 	s.trash = nil
 	for _, l := range s.tasks {
 		if l.look().phase != dead && !l.tended {
 			l.tended = true
+			s.wg.Go(func() { s.release(l.dir, l.trash(l.record().Instance)) })
 			s.wg.Go(func() { s.recoverTask(l) })
 		}
 	}

@@ -11,7 +11,9 @@ import (
 	"github.com/gantryd/gantry/services/activation/activationrpc"
 	"github.com/gantryd/gantry/services/container/containerrpc"
 	"github.com/gantryd/gantry/services/daemon"
+	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/event/eventnats"
+	"github.com/gantryd/gantry/services/event/eventrpc"
 	"github.com/gantryd/gantry/services/gate/gatenats"
 	"github.com/gantryd/gantry/services/gate/gaterpc"
 	"github.com/gantryd/gantry/services/namespace/namespacerpc"
@@ -65,13 +67,10 @@ func taskdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Activations: activationrpc.NewClient(snapshotd),
 		Namespaces:  namespacerpc.NewClient(imaged),
 		Gates:       gatenats.NewAsker(bus.Conn()),
-		Forward: func(ns string) (runner.Publisher, func()) {
-			f := shimserve.NewForwarder(suite.ShimSocket(cfg.Address), ns)
-			return f, f.Close
-		},
-		Executable: executable,
-		Environ:    os.Environ(),
-		Log:        log,
+		Told:        toldByShim,
+		Executable:  executable,
+		Environ:     os.Environ(),
+		Log:         log,
 	})
 	if err != nil {
 		return err
@@ -97,6 +96,17 @@ func taskdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		Outbox:    store.Outbox,
 		Log:       log,
 	}, store.Recover, store.Publish)
+}
+
+// toldByShim returns an event as it is when a shim has told it to the bus: the
+// bus knows it again.
+func toldByShim(ns string, e runner.Event) (event.Event, error) {
+	envelope, err := shimserve.Envelope(ns, e)
+	if err != nil {
+		return event.Event{}, err
+	}
+	told, err := eventrpc.Forwarded(envelope)
+	return told.Stamp(e.Time, suite.Eventbus), err
 }
 
 // taskdPlugins are what clients that look for plugins find here.

@@ -103,8 +103,9 @@ func Open(db *kv.DB, daemon string, log *slog.Logger) (*Box, error) {
 	return b, nil
 }
 
-// Add puts e into the outbox as part of tx and gives it its id. The trace
-// context is taken from ctx.
+// Add puts e into the outbox as part of tx and gives it its id, unless it has
+// one: of an event that somebody else may have told already. The trace context
+// is taken from ctx.
 func (b *Box) Add(ctx context.Context, tx *kv.Tx, e event.Event) error {
 	if err := e.Check(); err != nil {
 		return err
@@ -113,9 +114,11 @@ func (b *Box) Add(ctx context.Context, tx *kv.Tx, e event.Event) error {
 	if err := tx.GetJSON(nextKey, &sequence); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		return fmt.Errorf("outbox: %w", err)
 	}
-	e.ID = b.daemon + "/" + b.db.Incarnation() + "/" + strconv.FormatUint(sequence, 10)
-	if e.Trace == "" {
-		e.Trace = traceparent(ctx)
+	if e.ID == "" {
+		e.ID = b.daemon + "/" + b.db.Incarnation() + "/" + strconv.FormatUint(sequence, 10)
+		if e.Trace == "" {
+			e.Trace = traceparent(ctx)
+		}
 	}
 	carried := b.oldest(carryMax)
 	if err := errors.Join(tx.PutJSON(rowKey(sequence), e), tx.PutJSON(nextKey, sequence+1), drop(tx, carried)); err != nil {

@@ -25,13 +25,9 @@ type Waiting struct {
 // holes.
 func (b *Box) Waiting() (Waiting, error) {
 	var w Waiting
-	var from []byte
-	now := b.db.Incarnation()
+	from := b.pastTaken()
 	b.mu.Lock()
 	w.Away = b.away
-	if n := len(b.taken); n > 0 && b.taken[n-1].incarnation == now {
-		from = append(slices.Clone(b.taken[n-1].key), 0)
-	}
 	b.mu.Unlock()
 	err := b.db.View(func(tx *kv.Tx) error {
 		for key, value := range tx.Scan(kv.Key("outbox", ""), from) {
@@ -55,6 +51,17 @@ func (b *Box) Waiting() (Waiting, error) {
 		return Waiting{}, fmt.Errorf("outbox: %w", err)
 	}
 	return w, nil
+}
+
+// pastTaken returns where the rows begin that the bus does not have.
+func (b *Box) pastTaken() (from []byte) {
+	now := b.db.Incarnation()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.taken); n > 0 && b.taken[n-1].incarnation == now {
+		from = append(slices.Clone(b.taken[n-1].key), 0)
+	}
+	return from
 }
 
 // isAway notes since when the bus takes no events.

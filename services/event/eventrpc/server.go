@@ -63,15 +63,25 @@ func (s *server) Forward(ctx context.Context, req *eventspb.ForwardRequest) (*em
 }
 
 func forward(ctx context.Context, p event.Publisher, env *types.Envelope) error {
-	if err := env.GetTimestamp().CheckValid(); err != nil || env.GetTimestamp().AsTime().IsZero() {
-		return fmt.Errorf("timestamp of the event is missing or wrong: %w", errdefs.ErrInvalidArgument)
+	e, err := Forwarded(env)
+	if err != nil {
+		return err
 	}
-	e := fromEnvelope(env)
-	e.Epoch, e.Sequence = "", 0
 	if e.Trace == "" {
 		e.Trace = traceparent(ctx)
 	}
 	return p.Publish(ctx, e)
+}
+
+// Forwarded returns the event that somebody forwards who has made it:
+// [errdefs.ErrInvalidArgument] without a time.
+func Forwarded(env *types.Envelope) (event.Event, error) {
+	if err := env.GetTimestamp().CheckValid(); err != nil || env.GetTimestamp().AsTime().IsZero() {
+		return event.Event{}, fmt.Errorf("timestamp of the event is missing or wrong: %w", errdefs.ErrInvalidArgument)
+	}
+	e := fromEnvelope(env)
+	e.Epoch, e.Sequence = "", 0
+	return e, nil
 }
 
 func (s *server) Subscribe(req *eventspb.SubscribeRequest, stream eventspb.Events_SubscribeServer) error {

@@ -41,13 +41,9 @@ func NewForwarder(address, namespace string) *Forwarder {
 // Publish implements runner.Publisher. The bytes of an event are the same
 // every time.
 func (f *Forwarder) Publish(ctx context.Context, e runner.Event) error {
-	message, err := fromEvent(e)
+	envelope, err := Envelope(f.namespace, e)
 	if err != nil {
 		return err
-	}
-	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
-	if err != nil {
-		return errDecode("event "+string(e.Topic), err, errdefs.ErrInvalidArgument)
 	}
 	if f.client == nil {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", f.path)
@@ -57,12 +53,7 @@ func (f *Forwarder) Publish(ctx context.Context, e runner.Event) error {
 		f.client = ttrpc.NewClient(conn)
 	}
 	ctx = ttrpc.WithMetadata(ctx, ttrpc.MD{namespaceKey: []string{f.namespace}})
-	_, err = eventspb.NewTTRPCEventsClient(f.client).Forward(ctx, &eventspb.ForwardRequest{Envelope: &types.Envelope{
-		Timestamp: timestamppb.New(e.Time),
-		Namespace: f.namespace,
-		Topic:     string(e.Topic),
-		Event:     &anypb.Any{TypeUrl: string(message.ProtoReflect().Descriptor().FullName()), Value: value},
-	}})
+	_, err = eventspb.NewTTRPCEventsClient(f.client).Forward(ctx, &eventspb.ForwardRequest{Envelope: envelope})
 	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsInvalidArgument(err) {
 		f.Close() // it may be the connection
 	}
@@ -75,6 +66,24 @@ func (f *Forwarder) Close() {
 		f.client.Close()
 		f.client = nil
 	}
+}
+
+// Envelope returns an event as a Forwarder tells it.
+func Envelope(namespace string, e runner.Event) (*types.Envelope, error) {
+	message, err := fromEvent(e)
+	if err != nil {
+		return nil, err
+	}
+	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
+	if err != nil {
+		return nil, errDecode("event "+string(e.Topic), err, errdefs.ErrInvalidArgument)
+	}
+	return &types.Envelope{
+		Timestamp: timestamppb.New(e.Time),
+		Namespace: namespace,
+		Topic:     string(e.Topic),
+		Event:     &anypb.Any{TypeUrl: string(message.ProtoReflect().Descriptor().FullName()), Value: value},
+	}, nil
 }
 
 func fromEvent(e runner.Event) (proto.Message, error) {
