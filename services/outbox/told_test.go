@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/gantryd/gantry/services/event"
 	"github.com/gantryd/gantry/services/event/eventtest"
 	"github.com/gantryd/gantry/services/kv"
@@ -24,41 +22,12 @@ func TestToldWaitsForWhatIsInTheBox(t *testing.T) {
 	if err := d.Told(short); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Told while nobody publishes: %v", err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	published := make(chan error, 1)
-	go func() { published <- d.Publish(ctx, eventtest.NewMemory(nil)) }()
-	if err := d.Told(t.Context()); err != nil {
+	defer d.publishing(eventtest.NewMemory())()
+	long, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := d.Told(long); err != nil {
 		t.Errorf("Told: %v", err)
 	}
-	stop()
-	if err := <-published; err != nil {
-		t.Error(err)
-	}
-	// What comes later is not waited for.
-	told := make(chan error, 1)
-	d.tell("c2")
-	ctx, stop = context.WithCancel(t.Context())
-	defer stop()
-	go func() { told <- d.Told(t.Context()) }()
-	go func() { published <- d.Publish(ctx, &upTo{left: 1}) }()
-	d.tell("c3")
-	if err := <-told; err != nil {
-		t.Errorf("Told: %v", err)
-	}
-	stop()
-	if err := <-published; err != nil {
-		t.Error(err)
-	}
-}
-
-// upTo takes some events and no more.
-type upTo struct{ left int }
-
-func (u *upTo) Publish(context.Context, event.Event) error {
-	if u.left--; u.left < 0 {
-		return errdefs.ErrUnavailable
-	}
-	return nil
 }
 
 // An event that somebody else may have told keeps its id.
@@ -69,23 +38,16 @@ func TestAddKeepsAnID(t *testing.T) {
 	if err := d.Update(t.Context(), func(tx *kv.Tx) error { return d.Add(t.Context(), tx, e) }); err != nil {
 		t.Fatal(err)
 	}
-	got := make(chan string, 1)
-	ctx, stop := context.WithCancel(t.Context())
-	published := make(chan error, 1)
-	go func() { published <- d.Publish(ctx, taking(got)) }()
-	if id := <-got; id != e.ID {
-		t.Errorf("its id is %s, want %s", id, e.ID)
+	m := eventtest.NewMemory()
+	events, err := m.Subscribe(t.Context(), event.SubscribeOptions{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	stop()
-	if err := <-published; err != nil {
-		t.Error(err)
+	defer d.publishing(m)()
+	for got, err := range events {
+		if err != nil || got.ID != e.ID {
+			t.Errorf("its id is %s, want %s; %v", got.ID, e.ID, err)
+		}
+		break
 	}
-}
-
-// taking hands on the ids of events.
-type taking chan string
-
-func (c taking) Publish(_ context.Context, e event.Event) error {
-	c <- e.ID
-	return nil
 }
