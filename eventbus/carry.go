@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/event/eventnats"
 )
 
 // carry begins what goes over NATS: events are taken from those who publish, and
@@ -46,9 +47,18 @@ func (b *Bus) tell(ctx context.Context, after event.Cursor) {
 			_ = pause(ctx, time.Second) // said above
 		}
 		for _, e := range events {
+			if !b.somebodyListens(e) {
+				continue
+			}
 			if err := b.conn.Tell(e); err != nil {
 				b.log.Warn("those who only listen by NATS miss an event", "sequence", e.Sequence, "err", err)
 			}
 		}
 	}
+}
+
+// somebodyListens says whether to tell of an event at all. Mostly nobody does,
+// and telling costs more than asking.
+func (b *Bus) somebodyListens(e event.Event) bool {
+	return b.roles.byName[roleBus].in.SubscriptionInterest(eventnats.Subject(e.Namespace, e.Topic))
 }

@@ -53,12 +53,12 @@ func setPayload(e *event.Event, a *anypb.Any) {
 	if !ok {
 		return
 	}
-	m, again := t.New().Interface(), t.New().Interface()
+	m := t.New().Interface()
 	if proto.Unmarshal(a.GetValue(), m) != nil {
 		return
 	}
 	b, err := marshalJSON.Marshal(m)
-	if err != nil || unmarshalJSON.Unmarshal(b, again) != nil || !proto.Equal(m, again) {
+	if err != nil || !plain(m.ProtoReflect()) && !says(b, m) {
 		return
 	}
 	var compact bytes.Buffer
@@ -66,6 +66,36 @@ func setPayload(e *event.Event, a *anypb.Any) {
 		return
 	}
 	e.Type, e.JSON, e.Raw = name, compact.Bytes(), nil
+}
+
+// plain says whether a message has nothing that JSON could lose: fields that are
+// not known, and messages within messages that are bytes.
+func plain(m protoreflect.Message) bool {
+	if len(m.GetUnknown()) > 0 || m.Descriptor().FullName() == "google.protobuf.Any" {
+		return false
+	}
+	all := true
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case f.Message() == nil:
+		case f.IsList():
+			for i := range v.List().Len() {
+				all = all && plain(v.List().Get(i).Message())
+			}
+		case f.IsMap():
+			all = f.MapValue().Message() == nil
+		default:
+			all = plain(v.Message())
+		}
+		return all
+	})
+	return all
+}
+
+// says says whether JSON has all that m has.
+func says(b []byte, m proto.Message) bool {
+	again := m.ProtoReflect().Type().New().Interface()
+	return unmarshalJSON.Unmarshal(b, again) == nil && proto.Equal(m, again)
 }
 
 // payload is the inverse. JSON of a type that nobody here knows goes as JSON:

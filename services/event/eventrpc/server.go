@@ -44,7 +44,8 @@ func Register(r grpc.ServiceRegistrar, b event.Bus) {
 
 type server struct {
 	eventspb.UnsafeEventsServer
-	bus event.Bus
+	bus  event.Bus
+	told told
 }
 
 func (s *server) Publish(ctx context.Context, req *eventspb.PublishRequest) (*emptypb.Empty, error) {
@@ -113,11 +114,11 @@ func (s *server) tell(req *eventspb.SubscribeRequest, stream eventspb.Events_Sub
 		if err != nil {
 			return err
 		}
-		env, err := toEnvelope(e)
+		m, err := s.told.of(e)
 		if err != nil {
 			return fmt.Errorf("event %s: %w", e.ID, err)
 		}
-		if err := stream.Send(env); err != nil {
+		if err := stream.SendMsg(m); err != nil {
 			return err
 		}
 	}
