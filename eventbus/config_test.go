@@ -24,6 +24,8 @@ func TestEveryMistakeInPluginsIsTold(t *testing.T) {
 		"a wildcard as name": {func(p *Plugin) { p.Name = "*" }, "name:"},
 		"a long name":        {func(p *Plugin) { p.Name = strings.Repeat("a", 33) }, "name:"},
 		"a name twice":       {func(p *Plugin) { p.Name = "q" }, "name: there are two"},
+		"a daemon's name":    {func(p *Plugin) { p.Name = "taskd" }, "suite's own"},
+		"operator":           {func(p *Plugin) { p.Name = "operator" }, "suite's own"},
 		"no user":            {func(p *Plugin) { p.User = "" }, "user:"},
 		"root":               {func(p *Plugin) { p.User = "root" }, "user: root"},
 		"uid 0":              {func(p *Plugin) { p.User = "00" }, "user: root"},

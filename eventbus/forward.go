@@ -68,6 +68,9 @@ func (b *Bus) Forward(ctx context.Context) error {
 	}
 	for {
 		err := f.forward(ctx)
+		if lost, ok := errors.AsType[*event.Gap](err); ok {
+			err = f.gap(ctx, lost)
+		}
 		if saveErr := f.save(); err == nil {
 			err = saveErr
 		}
@@ -75,6 +78,9 @@ func (b *Bus) Forward(ctx context.Context) error {
 			return ctx.Err()
 		}
 		f.say(err)
+		if err == nil {
+			continue
+		}
 		if err := pause(ctx, retryTime); err != nil {
 			return err
 		}
@@ -82,23 +88,33 @@ func (b *Bus) Forward(ctx context.Context) error {
 }
 
 // forward tells the fleet what it does not have, until something is wrong.
-func (f *forwarder) forward(ctx context.Context) error {
+func (f *forwarder) forward(ctx context.Context) (err error) {
+	// Operators see how far it is among those who read.
+	ctx, now, err := f.bus.readers.enter(ctx, nameFleet, f.node)
+	if err != nil {
+		return err
+	}
+	defer func() { now.leave(err) }()
+	if f.place != nil {
+		now.reached(*f.place)
+	}
 	o := event.SubscribeOptions{After: f.place}
 	if f.place == nil {
 		o.Since = time.Unix(0, 0) // all there is
 	}
 	events, err := f.bus.Subscribe(ctx, o)
 	if err != nil {
-		return f.gap(ctx, err)
+		return err
 	}
 	for e, err := range events {
 		if err != nil {
-			return f.gap(ctx, err)
+			return err
 		}
 		if err := f.tell(ctx, eventnats.ToFleet(e, f.node)); err != nil {
 			return err
 		}
 		f.place = &event.Cursor{Epoch: e.Epoch, Sequence: e.Sequence}
+		now.reached(*f.place)
 		f.unsaved++
 		if f.unsaved >= placeEvents || time.Since(f.saved) >= placeTime {
 			if err := f.save(); err != nil {
@@ -109,13 +125,8 @@ func (f *forwarder) forward(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// gap tells the fleet of events that are lost, and goes on behind them. Other
-// errors it returns.
-func (f *forwarder) gap(ctx context.Context, err error) error {
-	var lost *event.Gap
-	if !errors.As(err, &lost) {
-		return err
-	}
+// gap tells the fleet of events that are lost, and goes on behind them.
+func (f *forwarder) gap(ctx context.Context, lost *event.Gap) error {
 	f.bus.log.Error("events are lost to the fleet", "from", lost.From, "to", lost.To)
 	m, err := eventnats.GapToFleet(lost, f.node)
 	if err != nil {

@@ -345,6 +345,13 @@ func TestAFleetIsToldOfAGap(t *testing.T) {
 	}
 	publishNumbers(t, b, 4)
 	told := f.told(t, 5)
+	eventually(t, "operators see it", func() error {
+		st, err := b.Status(t.Context())
+		if err == nil && (len(st.Readers) != 1 || st.Readers[0].Plugin != "fleet" || st.Readers[0].Lag != 0 || st.Readers[0].Gaps != 1) {
+			err = fmt.Errorf("readers are %+v", st.Readers)
+		}
+		return err
+	})
 	if got, want := told[1].Subject, "gantry.node%2E1.v1.gap"; got != want || !strings.Contains(string(told[1].Data), b.epoch) {
 		t.Errorf("told %s of %s, want %s", told[1].Data, got, want)
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
+
+	"github.com/gantryd/gantry/services/suite"
 )
 
 // A Plugin is a program that is no part of the suite and may follow some of its
@@ -52,6 +54,8 @@ func checkPlugins(plugins []Plugin, tcp TCP) error {
 			wrong("name: want 1 to 32 of a-z, 0-9 and, within, -")
 		} else if names[p.Name] {
 			wrong("name: there are two")
+		} else if _, ok := suite.ByName(p.Name); ok || p.Name == roleOperator || p.Name == nameFleet {
+			wrong("name: there is one of the suite's own")
 		}
 		names[p.Name] = true
 		switch {

@@ -26,6 +26,8 @@ const (
 	roleBus      = "bus"      // ourselves: everything
 	roleOperator = "operator" // root, and our own user
 	roleLeaf     = "leaf"     // who tells the fleet
+
+	nameFleet = "fleet" // what operators call the fleet
 )
 
 // A role is what a connection may do.

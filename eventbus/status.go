@@ -81,7 +81,7 @@ func peerName(c *server.ConnInfo) string {
 	case isPlugin: // by its uid or its key
 		return plugin
 	case c.Account == accountLeaf && c.AuthorizedUser != roleLeaf:
-		return "fleet"
+		return nameFleet
 	case c.AuthorizedUser == roleBus || c.AuthorizedUser == roleLeaf:
 		return ""
 	}
