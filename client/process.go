@@ -47,6 +47,13 @@ func begin(ctx context.Context, tasks task.Service, id, exec string, io *stdio, 
 			}
 		}
 		pid, err := tasks.Start(ctx, id, exec)
+		if repeated && errors.Is(err, errdefs.ErrFailedPrecondition) {
+			// The start before it was still under way, and is done now.
+			if now, err := tasks.Get(ctx, id, exec); err == nil && now.Status != task.Created {
+				p.Pid = now.Pid
+				return nil
+			}
+		}
 		p.Pid = pid
 		return err
 	})
