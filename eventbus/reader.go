@@ -123,8 +123,7 @@ func (n *reading) leave(err error) {
 		return
 	}
 	n.of.now, n.of.seen = nil, time.Now()
-	var gap *event.Gap
-	if errors.As(err, &gap) {
+	if gap, ok := errors.AsType[*event.Gap](err); ok {
 		n.of.gaps, n.of.at = n.of.gaps+1, gap.From
 	}
 }

@@ -30,14 +30,7 @@ import (
 // newKey makes the key of a user.
 func newKey(t *testing.T) (public string, key nkeys.KeyPair) {
 	t.Helper()
-	key, err := nkeys.CreateUser()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if public, err = key.PublicKey(); err != nil {
-		t.Fatal(err)
-	}
-	return public, key
+	return newKeyOf(t, nkeys.PrefixByteUser)
 }
 
 // openTCP opens a bus that listens for a plugin with the key.
@@ -277,4 +270,46 @@ func TestEveryMistakeInTCPIsTold(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.says)
 		}
 	}
+}
+
+// Whatever the config asks for, there is one socket to connect to, and that is
+// its caller's.
+func TestTheServerListensNowhere(t *testing.T) {
+	public, key := newKey(t)
+	cfg := withKey(public)
+	cfg.Leaf = fleetConfig(t, &fleet{link: newLink(t, "127.0.0.1:1")}, key).Leaf
+	before := listening(t)
+	openTCP(t, cfg)
+	if got := listening(t); got != before+1 {
+		t.Errorf("this process listens on %d sockets, listened on %d", got, before)
+	}
+}
+
+// listening counts the sockets of TCP and UDP on which this process listens.
+func listening(t *testing.T) (n int) {
+	t.Helper()
+	own := make(map[string]bool)
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil {
+			own[to] = true
+		}
+	}
+	for _, file := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6", "/proc/self/net/udp", "/proc/self/net/udp6"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			const listen, bound = "0A", "07"
+			if len(f) > 9 && (f[3] == listen || f[3] == bound) && own["socket:["+f[9]+"]"] {
+				n++
+			}
+		}
+	}
+	return n
 }

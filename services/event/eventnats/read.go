@@ -166,8 +166,7 @@ const (
 func toEnd(at, before event.Cursor, err error, inbox string) *nats.Msg {
 	m := nats.NewMsg(inbox)
 	status := statusOK
-	var gap *event.Gap
-	if errors.As(err, &gap) {
+	if gap, ok := errors.AsType[*event.Gap](err); ok {
 		before, at = gap.From, gap.To
 	}
 	if err != nil {
