@@ -44,6 +44,7 @@ type Bus struct {
 	epoch   string
 	window  window
 	readers readers
+	carried chan struct{} // closed when the bus has its connections to the server
 }
 
 var _ event.Bus = (*Bus)(nil)
@@ -51,7 +52,7 @@ var _ event.Bus = (*Bus)(nil)
 // Open opens or makes the stream. A directory that another process has open, or
 // that has something else in it, is [errdefs.ErrFailedPrecondition].
 func Open(cfg Config, needs Needs) (_ *Bus, err error) {
-	b := &Bus{cfg: cfg, log: needs.Log}
+	b := &Bus{cfg: cfg, log: needs.Log, carried: make(chan struct{})}
 	if b.lock, err = lockRoot(cfg.Root); err != nil {
 		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
 	}

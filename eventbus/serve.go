@@ -25,7 +25,7 @@ const (
 // ServeNATS serves NATS on a unix socket until ctx ends, and whoever reads events
 // by NATS, also from elsewhere. It is a work of the daemon; it closes lis. Whoever
 // has no role is closed before it costs more than its descriptor: the socket is
-// open to everybody.
+// open to everybody. It runs once.
 func (b *Bus) ServeNATS(outer context.Context, lis net.Listener) error {
 	ctx, cancel := context.WithCancel(outer)
 	carry, err := b.carry(ctx)
@@ -37,6 +37,7 @@ func (b *Bus) ServeNATS(outer context.Context, lis net.Listener) error {
 		}
 		return fmt.Errorf("nats: %w", err)
 	}
+	close(b.carried)
 	var carried sync.WaitGroup
 	carried.Go(carry)
 	defer carried.Wait()

@@ -53,8 +53,15 @@ func (t TCP) check() error {
 }
 
 // ServeTCP serves NATS to plugins that have a key until ctx ends. It is a work of
-// the daemon; it closes lis. The server itself listens nowhere.
+// the daemon, beside ServeNATS; it closes lis. The server itself listens nowhere.
 func (b *Bus) ServeTCP(ctx context.Context, lis net.Listener) error {
+	// Who comes first could take the place of the bus in its account.
+	select {
+	case <-b.carried:
+	case <-ctx.Done():
+		lis.Close()
+		return ctx.Err()
+	}
 	var secure *tls.Config
 	if b.cfg.TCP.Certificate != "" {
 		secure = &tls.Config{GetCertificate: b.cfg.TCP.certificate, MinVersion: tls.VersionTLS13}

@@ -90,7 +90,7 @@ func serveTCP(ctx context.Context, log *slog.Logger, address string, bus *eventb
 	for {
 		lis, err := listen.Listen(ctx, "tcp", address)
 		if err == nil {
-			log.Info("listening for plugins", "address", lis.Addr())
+			log.Info("listening for plugins", "address", lis.Addr().String())
 			return bus.ServeTCP(ctx, lis)
 		}
 		log.Error("not listening for plugins yet", "err", err)
