@@ -142,6 +142,8 @@ func kind(outer, inner context.Context, err error) error {
 		return context.Cause(inner)
 	case errors.Is(err, nats.ErrMaxPayload):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	case errors.Is(err, nats.ErrReconnectBufExceeded): // what the library says when it is not connected
+		return fmt.Errorf("the bus is away: %w", errdefs.ErrUnavailable)
 	}
 	return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 }

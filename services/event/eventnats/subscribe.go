@@ -81,11 +81,13 @@ type subscription struct {
 func (s *subscription) ask(ctx context.Context, wait time.Duration, tell func(event.Event) bool) (looked, more bool, err error) {
 	inner, cancel := s.bus.bound(ctx)
 	defer cancel()
-	answers, err := s.request(wait)
+	// There is place for all that can come.
+	answers := make(chan *nats.Msg, 2*ReadEvents)
+	forget, err := s.request(wait, answers)
 	if err != nil {
 		return false, false, s.failed(ctx, inner, err)
 	}
-	defer func() { _ = answers.Unsubscribe() }()
+	defer forget()
 	for {
 		m, err := nextMessage(inner, answers, wait+callTime)
 		if err != nil {
@@ -116,8 +118,8 @@ func (s *subscription) ask(ctx context.Context, wait time.Duration, tell func(ev
 	}
 }
 
-// request asks for what comes behind s.at.
-func (s *subscription) request(wait time.Duration) (*nats.Subscription, error) {
+// request asks for what comes behind s.at, until forget.
+func (s *subscription) request(wait time.Duration, answers chan *nats.Msg) (forget func(), err error) {
 	r := s.read
 	r.Wait = wait
 	if s.begun {
@@ -130,15 +132,16 @@ func (s *subscription) request(wait time.Duration) (*nats.Subscription, error) {
 	// An inbox for each read: what is still on its way of an earlier one is
 	// not told.
 	inbox := s.bus.nc.NewInbox()
-	answers, err := s.bus.nc.SubscribeSync(inbox)
+	sub, err := s.bus.nc.ChanSubscribe(inbox, answers)
 	if err != nil {
 		return nil, err
 	}
+	forget = func() { _ = sub.Unsubscribe() }
 	if err := s.bus.nc.PublishRequest(ReadSubject, inbox, body); err != nil {
-		_ = answers.Unsubscribe()
+		forget()
 		return nil, err
 	}
-	return answers, nil
+	return forget, nil
 }
 
 func (s *subscription) failed(outer, inner context.Context, err error) error {
@@ -151,8 +154,18 @@ func (s *subscription) failed(outer, inner context.Context, err error) error {
 	return fmt.Errorf("read events: %w", kind(outer, inner, err))
 }
 
-func nextMessage(ctx context.Context, sub *nats.Subscription, limit time.Duration) (*nats.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	return sub.NextMsgWithContext(ctx)
+func nextMessage(ctx context.Context, answers <-chan *nats.Msg, limit time.Duration) (*nats.Msg, error) {
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	select {
+	case m := <-answers:
+		if m.Header.Get("Status") == "503" { // the server's, when nobody is there to answer
+			return nil, nats.ErrNoResponders
+		}
+		return m, nil
+	case <-late.C:
+		return nil, nats.ErrTimeout
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
