@@ -71,9 +71,13 @@ func escapeToken(b *strings.Builder, token string) {
 // escapeHeader percent-encodes as CloudEvents asks of header values. So no
 // value ends its line.
 func escapeHeader(value string) string {
+	special := func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '%' }
+	if strings.IndexFunc(value, special) < 0 {
+		return value
+	}
 	var b strings.Builder
 	for i := range len(value) {
-		if c := value[i]; c <= ' ' || c >= 0x7f || c == '"' || c == '%' {
+		if c := value[i]; special(rune(c)) {
 			b.Write([]byte{'%', hexDigits[c>>4], hexDigits[c&15]})
 		} else {
 			b.WriteByte(c)
@@ -91,18 +95,18 @@ func toMessage(e event.Event, node string) *nats.Msg {
 		m.Data, contentType = e.Raw, typeProtobuf
 	}
 	daemon, _, _ := strings.Cut(e.ID, "/")
-	for key, value := range map[string]string{
-		"ce-specversion": "1.0",
-		"ce-id":          e.ID,
-		"ce-source":      "//" + node + "/" + daemon,
-		"ce-type":        e.Type,
-		"ce-time":        e.Time.UTC().Format(time.RFC3339Nano),
-		"ce-subject":     e.Subject,
-		"traceparent":    e.Trace,
-		"content-type":   contentType,
+	for _, h := range []struct{ key, value string }{
+		{"ce-specversion", "1.0"},
+		{"ce-id", e.ID},
+		{"ce-source", "//" + node + "/" + daemon},
+		{"ce-type", e.Type},
+		{"ce-time", e.Time.UTC().Format(time.RFC3339Nano)},
+		{"ce-subject", e.Subject},
+		{"traceparent", e.Trace},
+		{"content-type", contentType},
 	} {
-		if value != "" {
-			m.Header[key] = []string{escapeHeader(value)}
+		if h.value != "" {
+			m.Header[h.key] = []string{escapeHeader(h.value)}
 		}
 	}
 	return m
@@ -119,14 +123,17 @@ func fromMessage(subject string, h nats.Header, data []byte) (event.Event, error
 		return event.Event{}, fmt.Errorf("subject %q: %w", subject, errNotOurs)
 	}
 	var created string
-	for key, to := range map[string]*string{
-		"ce-id": &e.ID, "ce-type": &e.Type, "ce-time": &created, "ce-subject": &e.Subject, "traceparent": &e.Trace,
+	for _, f := range []struct {
+		key string
+		to  *string
+	}{
+		{"ce-id", &e.ID}, {"ce-type", &e.Type}, {"ce-time", &created}, {"ce-subject", &e.Subject}, {"traceparent", &e.Trace},
 	} {
-		value, err := url.PathUnescape(first(h, key))
+		value, err := url.PathUnescape(first(h, f.key))
 		if err != nil {
-			return event.Event{}, fmt.Errorf("header %s: %w", key, errNotOurs)
+			return event.Event{}, fmt.Errorf("header %s: %w", f.key, errNotOurs)
 		}
-		*to = value
+		*f.to = value
 	}
 	at, err := time.Parse(time.RFC3339Nano, created)
 	if err != nil || e.ID == "" || e.Check() != nil {
