@@ -98,13 +98,22 @@ func TestADamagedStreamIsNoSilence(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Log(files)
-	if blocks := slices.DeleteFunc(slices.Clone(files), func(f string) bool { return !strings.HasSuffix(f, ".seg") }); len(blocks) < 3 {
-		t.Fatalf("the stream has the files %v: fewer than three", blocks)
+	var segments, chosen []string
+	for _, f := range files {
+		if strings.HasSuffix(f, ".seg") {
+			segments = append(segments, f)
+		} else {
+			chosen = append(chosen, f)
+		}
 	}
-	for _, file := range files {
+	if len(segments) < 3 {
+		t.Fatalf("the stream has the files %v: fewer than three", segments)
+	}
+	chosen = append(chosen, segments[0], segments[len(segments)/2], segments[len(segments)-1])
+	for _, file := range chosen {
 		for i, d := range damages {
 			if i%4 != 0 && !strings.Contains(file, ".seg") {
-				continue // it is thrown away, or has a sum
+				continue // it is small
 			}
 			t.Run(filepath.Base(file)+" "+d.name, func(t *testing.T) {
 				damaged := cfg

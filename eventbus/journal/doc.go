@@ -3,7 +3,8 @@
 //
 // # On disk
 //
-//	<dir>/stream              which stream this is, and its newest segment, as JSON
+//	<dir>/stream              which stream this is, its newest segment, and a sequence
+//	                          below which all may have been told, as JSON
 //	<dir>/<sequence>.seg      records, from that sequence on; 20 digits
 //	<dir>/<sequence>.seg.bad  a segment that begins with nonsense, out of the way
 //
@@ -26,7 +27,8 @@
 //
 // Every record that was acknowledged, with its sequence. What was being written
 // when the power failed is cut off at the next Open; as nobody knows how much of
-// it was told, its sequences are not used again.
+// it was told, its sequences are not used again: that is noted before it is cut
+// off. Nor are those that a stream had when it was closed.
 //
 // Where a record is damaged the next good one is found, and only what is between
 // them is missing: whoever reads sees a jump in the sequences. So "synced" tells

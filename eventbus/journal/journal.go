@@ -179,8 +179,12 @@ func (j *Journal) Close() error {
 	return j.exclusive(func() error {
 		j.mu.Lock()
 		j.closed = true
-		size := j.segments[len(j.segments)-1].size
+		newest := j.segments[len(j.segments)-1]
+		size := newest.size
 		j.mu.Unlock()
+		if err := j.writeState(state{Epoch: j.epoch, Newest: newest.first, Next: j.next}); err != nil {
+			j.o.Log.Warn("the end of the event stream cannot be noted", "err", err)
+		}
 		// What was reserved is not needed while nobody appends.
 		if !j.spoilt {
 			if err := j.file.Truncate(size); err != nil {

@@ -413,6 +413,59 @@ func TestAStreamWhoseEndIsUnknownBeginsAnew(t *testing.T) {
 	}
 }
 
+// TestSequencesOfALostEndAreNotUsedAgain holds that what was told and is gone is a
+// hole, however often the stream is opened before anything is appended.
+func TestSequencesOfALostEndAreNotUsedAgain(t *testing.T) {
+	dir := t.TempDir()
+	o := options(t, dir)
+	for name, lose := range map[string]func(f *os.File, ends []int64) error{
+		"the last record is damaged": func(f *os.File, ends []int64) error {
+			_, err := f.WriteAt([]byte("damage"), ends[8]+20)
+			return err
+		},
+		"the last records are cut off": func(f *os.File, ends []int64) error { return f.Truncate(ends[6]) },
+		"the last records are zero": func(f *os.File, ends []int64) error {
+			_, err := f.WriteAt(make([]byte, ends[9]-ends[6]), ends[6])
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			j := open(t, o)
+			var ends []int64
+			for i := range 10 {
+				put(t, j, i, i+1)
+				ends = append(ends, j.segments[0].size)
+			}
+			closeIt(t, j)
+			f, err := os.OpenFile(filepath.Join(dir, segmentName(1)), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(lose(f, ends), f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				j = open(t, o)
+				closeIt(t, j)
+			}
+			j = open(t, o)
+			defer closeIt(t, j)
+			if s := put(t, j, 20, 21); s[0] <= 10 {
+				t.Errorf("what is appended has sequence %d", s[0])
+			}
+			if got := read(t, j, 1); len(got) < 8 || got[len(got)-1].ID != "id/20" {
+				t.Errorf("%d records are read", len(got))
+			}
+		})
+	}
+}
+
 func TestAnOldSegmentThatIsGoneIsAHole(t *testing.T) {
 	for name, damage := range map[string]func(t *testing.T, name string){
 		"gone":     remove,

@@ -16,6 +16,10 @@ var errForeign = fmt.Errorf("of another stream: %w", errdefs.ErrDataLoss)
 type state struct {
 	Epoch  string `json:"epoch"`
 	Newest uint64 `json:"newest_segment"` // or one before it
+
+	// Next is a sequence below which every one may have been told: of when the
+	// stream was closed, or when its end was cut off.
+	Next uint64 `json:"next,omitempty"`
 }
 
 // readState is false if there is none that says anything.
@@ -152,11 +156,11 @@ func (j *Journal) openStream(s state, firsts []uint64) error {
 	if n == 0 || j.segments[n-1].first < s.Newest {
 		return j.anew(fmt.Sprintf("segment %d is missing", s.Newest))
 	}
-	return j.resume()
+	return j.resume(s)
 }
 
 // resume goes on in the newest segment.
-func (j *Journal) resume() error {
+func (j *Journal) resume(s state) error {
 	newest := &j.segments[len(j.segments)-1]
 	f, err := j.disk.Open(segmentName(newest.first))
 	if err != nil {
@@ -168,6 +172,9 @@ func (j *Journal) resume() error {
 		return err
 	}
 	j.next, j.latest, newest.latest, newest.size = end.next, end.latest, end.latest, end.size
+	if err := j.jump(s, end); err != nil {
+		return err
+	}
 	// What is there is on the disk from here on, whoever wrote it.
 	if err := errors.Join(f.Truncate(end.size), f.Sync(), j.disk.Sync()); err != nil {
 		return err
@@ -179,18 +186,36 @@ func (j *Journal) resume() error {
 		return err
 	}
 	j.last = j.next - 1
-	if end.torn {
-		// How much of what was cut off was told is not known.
-		j.next += turnRecords
-		j.last = j.next - 1
-		j.o.Log.Warn("the event stream ended within a record: what was never acknowledged is cut off", "segment", segmentName(newest.first))
-	}
 	if err := j.knowIDs(); err != nil {
 		return err
 	}
 	first, last := j.Bounds()
 	j.o.Log.Info("opened the event stream", "epoch", j.epoch, "first", first, "last", last)
 	return nil
+}
+
+// jump leaves out the sequences that may have been told of records that are not
+// there any more. It is remembered before what shows it is cut off.
+func (j *Journal) jump(s state, e end) error {
+	if e.torn {
+		// How much of what is cut off was told is not known.
+		j.o.Log.Warn("the event stream ended within a record: what was never acknowledged is cut off", "sequence", e.next)
+		j.next += turnRecords
+	}
+	if s.Next > j.next {
+		j.o.Log.Error("the end of the event stream is lost", "from", e.next, "to", s.Next-1)
+		j.next = s.Next
+	}
+	if j.next == e.next || j.next == s.Next {
+		return nil
+	}
+	s.Next = j.next
+	err := j.writeState(s)
+	if isFull(err) {
+		j.o.Log.Warn("what is cut off of the event stream cannot be noted", "err", err)
+		return nil
+	}
+	return err
 }
 
 // knowIDs reads the ids of the latest records.
