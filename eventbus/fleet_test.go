@@ -28,9 +28,17 @@ type fleet struct {
 // configuration of its leaf nodes.
 func startFleet(t *testing.T, public, tls string) *fleet {
 	t.Helper()
-	return startServer(t, tls, fmt.Sprintf(
-		"accounts { NODES: { jetstream: enabled, users: [ { nkey: %s }, { user: admin, password: admin } ] } }", public,
-	), nats.UserInfo("admin", "admin"))
+	return startServer(t, tls, fmt.Sprintf(`
+		accounts {
+			NODES: {
+				jetstream: enabled
+				users: [
+					{ nkey: %s, permissions: { publish: "gantry.node%%2E1.v1.>", subscribe: "_INBOX.>" } }
+					{ user: admin, password: admin }
+				]
+			}
+		}
+	`, public), nats.UserInfo("admin", "admin"))
 }
 
 // startServer starts a server that says who is who.
@@ -90,10 +98,13 @@ func startServer(t *testing.T, tls, who string, admin nats.Option) *fleet {
 	return f
 }
 
-// stockServer builds the server that our go.mod names.
+// stockServer builds the server that our go.mod names, unless it is there.
 func stockServer(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "nats-server")
+	path, err := filepath.Abs("../.build/nats-server")
+	if err != nil {
+		t.Fatal(err)
+	}
 	c := exec.Command("go", "build", "-o", path, "github.com/nats-io/nats-server/v2")
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
