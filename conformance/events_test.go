@@ -167,7 +167,7 @@ func eventsAsPublished(t *testing.T, s containerd.EventService) {
 		at time.Time
 	}{{"two.b_c", at}, {"one", before}} {
 		e := l.next()
-		if e.Namespace != want.ns || e.Topic != "/tasks/exit" || e.Timestamp.Before(want.at) || want.at == at && !e.Timestamp.Equal(at) ||
+		if e.Namespace != want.ns || e.Topic != "/tasks/exit" || e.Timestamp.Before(want.at) || want.at.Equal(at) && !e.Timestamp.Equal(at) ||
 			e.Event.GetTypeUrl() != body.GetTypeUrl() || string(e.Event.GetValue()) != string(body.GetValue()) {
 			t.Errorf("told %+v, want %+v", e, want)
 		}

@@ -87,8 +87,7 @@ func Forwarded(env *types.Envelope) (event.Event, error) {
 
 func (s *server) Subscribe(req *eventspb.SubscribeRequest, stream eventspb.Events_SubscribeServer) error {
 	err := s.tell(req, stream)
-	var gap *event.Gap
-	if errors.As(err, &gap) {
+	if gap, ok := errors.AsType[*event.Gap](err); ok {
 		stream.SetTrailer(metadata.Pairs(trailerGapFrom, gap.From.String(), trailerGapTo, gap.To.String()))
 	}
 	return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,7 +37,7 @@ func NewMemory() *Memory {
 func (m *Memory) Events() []event.Event {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.events[:len(m.events):len(m.events)]
+	return slices.Clip(m.events)
 }
 
 // Forget lets what is published by now go, as a bus does that keeps no more
