@@ -21,6 +21,9 @@ const (
 	inboxes      = "_INBOX.>"            // answers
 )
 
+// subjectOfGate returns where a gate is asked.
+func subjectOfGate(name string) string { return subjectGates + strings.ReplaceAll(name, ".", "%2E") }
+
 // What an account of a plugin may use of the server, whatever it does.
 const (
 	pluginConnections   = 16
@@ -73,7 +76,7 @@ func accounts(cfg Config) (string, error) {
 			own.Imports = append(own.Imports, imported{Stream: &source{accountNode, s}})
 		}
 		for _, g := range p.Gates {
-			gate := subjectGates + g
+			gate := subjectOfGate(g)
 			own.Exports = append(own.Exports, export{Service: gate, Accounts: []string{accountNode}, Threshold: gateTime.String()})
 			node.Imports = append(node.Imports, imported{Service: &source{p.account(), gate}})
 		}

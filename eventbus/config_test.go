@@ -9,7 +9,7 @@ import (
 )
 
 func TestEveryMistakeInPluginsIsTold(t *testing.T) {
-	good := Plugin{Name: "p", User: "u", Subscribe: []string{"gantry.v1.*.tasks.>", "gantry.v1.one.images.create"}, Gates: []string{"network"}}
+	good := Plugin{Name: "p", User: "u", Subscribe: []string{"gantry.v1.*.tasks.>", "gantry.v1.one.images.create"}, Gates: []string{"network", "My.gate_2"}}
 	cfg := Default()
 	cfg.Plugins = []Plugin{good, {Name: "q", User: "17"}, {Name: "r-2", User: "gantry_x.y", Subscribe: good.Subscribe}}
 	if err := cfg.Check(); err != nil {
@@ -42,7 +42,7 @@ func TestEveryMistakeInPluginsIsTold(t *testing.T) {
 		"an overlap":         {func(p *Plugin) { p.Subscribe = append(p.Subscribe, "gantry.v1.one.*.create") }, "overlap"},
 		"a subject twice":    {func(p *Plugin) { p.Subscribe = append(p.Subscribe, p.Subscribe[0]) }, "overlap"},
 		"many subjects":      {func(p *Plugin) { p.Subscribe = make([]string, 65) }, "more than 64"},
-		"a subject as gate":  {func(p *Plugin) { p.Gates = []string{"a.b"} }, "gates:"},
+		"a subject as gate":  {func(p *Plugin) { p.Gates = []string{"a..b"} }, "gates:"},
 		"a wildcard as gate": {func(p *Plugin) { p.Gates = []string{">"} }, "gates:"},
 		"a gate twice":       {func(p *Plugin) { p.Gates = []string{"network", "network"} }, "gates:"},
 		"another's gate":     {func(p *Plugin) { p.Gates = []string{"mesh"} }, "gates:"},

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
 
+	"github.com/gantryd/gantry/services/ident"
 	"github.com/gantryd/gantry/services/suite"
 )
 
@@ -132,8 +133,8 @@ func (p Plugin) checkGates(seen map[string]string, wrong func(string, ...any)) {
 	}
 	for _, g := range p.Gates {
 		switch other, again := seen[g]; {
-		case !pluginName.MatchString(g):
-			wrong("gates: %q is no name: want 1 to 32 of a-z, 0-9 and, within, -", g)
+		case ident.Check(g) != nil:
+			wrong("gates: %v", ident.Check(g))
 		case again:
 			wrong("gates: %q is that of plugin %q already; a gate has one who answers", g, other)
 		}
@@ -152,7 +153,7 @@ func (p Plugin) permissions() *server.Permissions {
 		Subscribe: allowed(append(slices.Clone(p.Subscribe), inboxes)),
 	}
 	for _, g := range p.Gates {
-		may.Subscribe.Allow = append(may.Subscribe.Allow, subjectGates+g)
+		may.Subscribe.Allow = append(may.Subscribe.Allow, subjectOfGate(g))
 		may.Response = &server.ResponsePermission{MaxMsgs: 1, Expires: gateTime}
 	}
 	return may

@@ -120,7 +120,9 @@ func TestAPluginIsToldWhatItWasGrantedAndNoMore(t *testing.T) {
 }
 
 func TestOnlyItsPluginAnswersAGate(t *testing.T) {
-	socket, _ := openWith(t, twoPlugins(t), func(*Bus) {})
+	cfg := twoPlugins(t)
+	cfg.Plugins[0].Gates = append(cfg.Plugins[0].Gates, "my.gate")
+	socket, _ := openWith(t, cfg, func(*Bus) {})
 	root, network, names := connect(t, socket), connectAs(t, socket, uidNet), connectAs(t, socket, uidNames)
 	if _, err := root.Request("gantry.v1.gate.network", nil, 10*time.Second); !errors.Is(err, nats.ErrNoResponders) {
 		t.Errorf("a gate that nobody answers: %v", err)
@@ -138,6 +140,15 @@ func TestOnlyItsPluginAnswersAGate(t *testing.T) {
 	}
 	if err := network.Flush(); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := network.Subscribe("gantry.v1.gate.my%2Egate", func(m *nats.Msg) { _ = m.Respond([]byte("too")) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := network.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := root.Request("gantry.v1.gate.my%2Egate", nil, 10*time.Second); err != nil || string(m.Data) != "too" {
+		t.Errorf("a gate with a dot says %v, %v", m, err)
 	}
 	seen := watch(t, names, inboxes)
 	for range 3 {
