@@ -75,13 +75,12 @@
 // whose next event is no longer kept is told so and ended. What a subscriber that
 // does not go on holds is no more than that. For a connection of NATS that is not
 // read 2.5 MiB wait; what comes then is not told to it, and it is closed after 10
-// seconds. A read by NATS: 256 events or 256 KiB, and 25 seconds of waiting. Reads
-// at once: 2,048, and 64 of each plugin; one more is refused. Named readers that
-// are remembered: 64 of each plugin; the one seen longest ago is forgotten for a
-// new one.
-// Connections: 1,024, and 16 of each plugin, and 256 by TCP; one more is closed.
-// A plugin's have 64 subscriptions each and say at most 64 KiB at once. There
-// are at most 64 plugins.
+// seconds. A read by NATS: 256 events or 256 KiB, and 25 seconds of waiting.
+// Reads at once: 2,048 of operators, and 64 of each plugin; one more is refused.
+// Named readers that are remembered: 64 of each plugin; the one seen longest ago
+// is forgotten for a new one. Connections: 1,024, and 16 of each plugin, and 256
+// by TCP; one more is closed. A plugin's have 64 subscriptions each and say at
+// most 64 KiB at once. There are at most 64 plugins.
 //
 // # Events
 //

@@ -15,8 +15,8 @@ import (
 	"github.com/gantryd/gantry/services/event"
 )
 
-// How many reads there are at once: of all, and of one plugin; and how many
-// readers of one asker are remembered.
+// How many reads there are at once, of operators and of one plugin, so that
+// nobody takes the place of another; and how many readers of each are remembered.
 const (
 	readsMax       = 2048
 	readsPluginMax = 64
@@ -28,7 +28,6 @@ const (
 type readers struct {
 	// mu guards the fields below it, and readings and readers.
 	mu    sync.Mutex
-	all   int
 	by    map[string]int                // reads there are, by plugin, of which "" is the operators
 	named map[string]map[string]*reader // by plugin, of which "" is the operators, and by name
 }
@@ -57,13 +56,12 @@ func (r *readers) enter(ctx context.Context, plugin, name string) (context.Conte
 	of := r.named[plugin][name]
 	if of != nil && of.now != nil {
 		of.now.stop(fmt.Errorf("%s reads as %s once more", asker(plugin), name))
-	} else if r.all >= readsMax || plugin != "" && r.by[plugin] >= readsPluginMax {
-		return nil, nil, fmt.Errorf("%d reads of %s are enough, and %d of all: %w", r.by[plugin], asker(plugin), r.all, errdefs.ErrUnavailable)
+	} else if n := r.by[plugin]; n >= readsPluginMax && (plugin != "" || n >= readsMax) {
+		return nil, nil, fmt.Errorf("%d reads of %s are enough: %w", n, asker(plugin), errdefs.ErrUnavailable)
 	}
 	if r.by == nil {
 		r.by, r.named = make(map[string]int), make(map[string]map[string]*reader)
 	}
-	r.all++
 	r.by[plugin]++
 	ctx, stop := context.WithCancelCause(ctx)
 	now := &reading{in: r, plugin: plugin, stop: stop}
@@ -115,7 +113,6 @@ func (n *reading) leave(err error) {
 	n.stop(nil)
 	n.in.mu.Lock()
 	defer n.in.mu.Unlock()
-	n.in.all--
 	if n.in.by[n.plugin]--; n.in.by[n.plugin] == 0 {
 		delete(n.in.by, n.plugin)
 	}
