@@ -191,7 +191,7 @@ func daemonMay(d suite.Daemon) *server.Permissions {
 		publish = append(publish, eventnats.Publishing+"*."+noun+".>")
 	}
 	// What it subscribes to is the acknowledgements.
-	return &server.Permissions{Publish: allowed(publish), Subscribe: allowed([]string{inboxes})}
+	return &server.Permissions{Publish: allowed(publish), Subscribe: allowed([]string{eventnats.AnswersPrefix + ".>"})}
 }
 
 // allowed allows the subjects and nothing else; an empty list of the server's

@@ -28,6 +28,14 @@ const (
 	reconnectMax = 250 * time.Millisecond
 )
 
+// Where answers go: to a question, such as whether an event is on the disk, and
+// to a read. A daemon may listen to the former alone, so that it is not told
+// what others read.
+const (
+	AnswersPrefix = "_INBOX.answer"
+	readsPrefix   = "_INBOX.read."
+)
+
 // A Bus is a connection to the bus.
 type Bus struct {
 	nc   *nats.Conn
@@ -67,6 +75,7 @@ func connect(url string, o ...nats.Option) (*Bus, error) {
 		nats.MaxReconnects(-1),
 		nats.IgnoreAuthErrorAbort(),
 		nats.IgnoreDiscoveredServers(),
+		nats.CustomInboxPrefix(AnswersPrefix),
 		nats.ReconnectBufSize(-1), // an event waits in the outbox, not here
 		nats.CustomReconnectDelay(func(attempts int) time.Duration {
 			return min(reconnectMin<<min(attempts, 10), reconnectMax)

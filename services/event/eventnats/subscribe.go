@@ -2,6 +2,7 @@ package eventnats
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"iter"
 	"time"
@@ -131,7 +132,7 @@ func (s *subscription) request(wait time.Duration, answers chan *nats.Msg) (forg
 	}
 	// An inbox for each read: what is still on its way of an earlier one is
 	// not told.
-	inbox := s.bus.nc.NewInbox()
+	inbox := readsPrefix + rand.Text()
 	sub, err := s.bus.nc.ChanSubscribe(inbox, answers)
 	if err != nil {
 		return nil, err
