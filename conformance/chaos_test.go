@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -108,6 +109,7 @@ type life struct {
 	status uint32 // what it exits with
 	acked  int    // steps of lifeTopics that are done
 	done   bool   // all of them are
+	shot   bool   // its shim was killed: then the status is unknown, or calls fail
 }
 
 // lifeTopics are what is told of a container, in this order: of its record by
@@ -143,7 +145,7 @@ func (c *chaos) live(id string, status uint32, program client.Program) {
 	p, err := k.Start(ctx, client.Streams{})
 	if err != nil {
 		c.fail(id, "start", err)
-		c.removed(ctx, k, id, false)
+		c.removed(ctx, k, id, true)
 		return
 	}
 	c.acked(l, 3)
@@ -151,7 +153,7 @@ func (c *chaos) live(id string, status uint32, program client.Program) {
 	switch {
 	case err != nil:
 		c.fail(id, "wait", err)
-	case exit.Status != status:
+	case exit.Status != status && !c.isShot(l):
 		c.t.Errorf("%s: the client was told status %d, want %d", id, exit.Status, status)
 	default:
 		c.acked(l, 4)
@@ -186,7 +188,15 @@ func (c *chaos) acked(l *life, steps int) {
 func (c *chaos) fail(id, what string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failed = append(c.failed, fmt.Errorf("%s: %s: %w", id, what, err))
+	if !c.lives[id].shot {
+		c.failed = append(c.failed, fmt.Errorf("%s: %s: %w", id, what, err))
+	}
+}
+
+func (c *chaos) isShot(l *life) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return l.shot
 }
 
 func (c *chaos) outcome() (ended int, failed []error) {
@@ -222,7 +232,7 @@ func (c *chaos) removeLeft() {
 // returns how often each died.
 func (c *chaos) kill(ctx context.Context, random *rand.Rand, watchers []watcher) map[string]int {
 	// The bus and who tells it of tasks are what most depends on.
-	victims := []string{"eventbus", "taskd", "eventbus", "taskd", "contentd", "snapshotd", "imaged", "gatewayd", "subscriber"}
+	victims := []string{"eventbus", "taskd", "eventbus", "taskd", "contentd", "snapshotd", "imaged", "gatewayd", "subscriber", "shim", "shim"}
 	kills := make(map[string]int)
 	for {
 		pause := time.Duration(500+random.IntN(1500)) * time.Millisecond
@@ -232,16 +242,43 @@ func (c *chaos) kill(ctx context.Context, random *rand.Rand, watchers []watcher)
 			return kills
 		case <-time.After(pause):
 		}
-		if victim == "subscriber" {
+		switch {
+		case victim == "shim":
+			c.shoot(random)
+		case victim == "subscriber":
 			for _, w := range watchers {
 				if p, ok := w.(*childWatcher); ok {
 					p.restart()
 				}
 			}
-		} else if pid := c.pid(victim); pid == 0 || syscall.Kill(pid, syscall.SIGKILL) != nil {
-			continue // it is starting
+		default:
+			if pid := c.pid(victim); pid != 0 { // else it is starting
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
 		}
 		kills[victim]++
+	}
+}
+
+// shoot kills the shim of some container.
+func (c *chaos) shoot(random *rand.Rand) {
+	shims := processesOf(filepath.Dir(c.address))
+	random.Shuffle(len(shims), func(i, j int) { shims[i], shims[j] = shims[j], shims[i] })
+	for _, pid := range shims {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		args := strings.Split(string(cmdline), "\x00")
+		i := slices.Index(args, "-id")
+		if i < 0 || !slices.Contains(args, c.address) || !slices.Contains(args, "serve") {
+			continue
+		}
+		c.mu.Lock()
+		l := c.lives[args[i+1]]
+		if l != nil {
+			l.shot = true
+		}
+		c.mu.Unlock()
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		return
 	}
 }
 
