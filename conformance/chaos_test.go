@@ -242,10 +242,10 @@ func (c *chaos) kill(ctx context.Context, random *rand.Rand, watchers []watcher)
 			return kills
 		case <-time.After(pause):
 		}
-		switch {
-		case victim == "shim":
+		switch victim {
+		case "shim":
 			c.shoot(random)
-		case victim == "subscriber":
+		case "subscriber":
 			for _, w := range watchers {
 				if p, ok := w.(*childWatcher); ok {
 					p.restart()
