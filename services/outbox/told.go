@@ -20,7 +20,8 @@ func (b *Box) Told(ctx context.Context) error {
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		return fmt.Errorf("outbox: %w", err)
 	}
-	for pause := retryMin; ; pause = min(2*pause, retryMax) {
+	// A bus that is there has taken them within milliseconds.
+	for pause := time.Millisecond; ; pause = min(2*pause, retryMax) {
 		first, err := b.first()
 		if err != nil {
 			return fmt.Errorf("outbox: %w", err)
