@@ -22,9 +22,7 @@ import (
 // printExits prints how long it takes from a task's exit, as the exit's record
 // has it, to who subscribed to it.
 func (b *eventBench) printExits(ctx context.Context, out io.Writer, ctd, gan *server) error {
-	fmt.Fprintf(out, "\n| from a task's exit to a subscriber, %d tasks | median | p99 |\n|---|--:|--:|\n", b.exits)
-	told := make(map[string]series)
-	var names []string
+	fmt.Fprintf(out, "\n| from a task's exit to a subscriber, %d tasks | median | p99 | not told |\n|---|--:|--:|--:|\n", b.exits)
 	for _, s := range []struct {
 		name string
 		on   *server
@@ -38,11 +36,11 @@ func (b *eventBench) printExits(ctx context.Context, out io.Writer, ctd, gan *se
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		told[s.name], names = took, append(names, s.name)
-	}
-	for _, name := range names {
-		s := slices.Sorted(slices.Values(told[name]))
-		fmt.Fprintf(out, "| %s | %s | %s |\n", name, show(median(s)), show(s[len(s)*99/100]))
+		sorted := slices.Sorted(slices.Values(took))
+		if len(sorted) == 0 {
+			return fmt.Errorf("%s: nobody was told of an exit", s.name)
+		}
+		fmt.Fprintf(out, "| %s | %s | %s | %d |\n", s.name, show(median(sorted)), show(sorted[len(sorted)*99/100]), b.exits-len(took))
 	}
 	return nil
 }
@@ -74,8 +72,7 @@ func (b *eventBench) exitsOf(ctx context.Context, on *server, by func(context.Co
 		select {
 		case d := <-exits:
 			took = append(took, d)
-		case <-time.After(10 * time.Second):
-			return nil, fmt.Errorf("task %d: nobody was told of its exit", len(took)+1)
+		case <-time.After(3 * time.Second): // never, then
 		}
 	}
 	return took, nil
