@@ -169,7 +169,7 @@ func serve(a argv) error {
 }
 
 // live serves until the shim has to end, then says farewell.
-func live(sh *shim.Shim, srv *shimserve.Server, lis net.Listener, name socketName, log *slog.Logger) error {
+func live(sh *shim.Shim, srv *shimserve.Server, lis net.Listener, name *socketName, log *slog.Logger) error {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
 	leave := make(chan os.Signal, 1)

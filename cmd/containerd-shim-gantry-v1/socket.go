@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -96,20 +97,24 @@ func answers(path string) bool {
 	return true
 }
 
-// A socketName is a name that we have given, and may take away.
+// A socketName is a name that we have given, and may take away once: a name
+// given later may have the same inode again.
 type socketName struct {
 	path string
 	file os.FileInfo
+	once sync.Once
 }
 
-func nameOf(path string) socketName {
+func nameOf(path string) *socketName {
 	file, _ := os.Lstat(path)
-	return socketName{path, file}
+	return &socketName{path: path, file: file}
 }
 
 // remove removes the name unless it is another socket's by now.
-func (n socketName) remove() {
-	if now, err := os.Lstat(n.path); err == nil && n.file != nil && os.SameFile(now, n.file) {
-		os.Remove(n.path)
-	}
+func (n *socketName) remove() {
+	n.once.Do(func() {
+		if now, err := os.Lstat(n.path); err == nil && n.file != nil && os.SameFile(now, n.file) && now.ModTime().Equal(n.file.ModTime()) {
+			os.Remove(n.path)
+		}
+	})
 }
