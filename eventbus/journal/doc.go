@@ -26,14 +26,13 @@
 // # What survives a crash
 //
 // Every record that was acknowledged, with its sequence. What was being written
-// when the power failed is cut off at the next Open; as nobody knows how much of
-// it was told, its sequences are not used again: that is noted before it is cut
-// off. Nor are those that a stream had when it was closed.
+// when the power failed is cut off at the next Open.
 //
 // Where a record is damaged the next good one is found, and only what is between
-// them is missing: whoever reads sees a jump in the sequences. So "synced" tells
-// damage, behind which there is something that was written later, from what was
-// never finished. A stream whose newest segment is missing or begins with
+// them is missing: whoever reads sees a jump in the sequences. Damage is told from
+// what was never finished by what was written when the record was on the disk: the
+// "synced" of a later one, or the state, which is written at Close and ten seconds
+// after the last record. A stream whose newest segment is missing or begins with
 // nonsense is put aside, as nobody knows its last sequence, and the new one has
 // another epoch.
 //

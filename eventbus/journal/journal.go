@@ -61,12 +61,14 @@ type Journal struct {
 	epoch string
 
 	// These are the leader's; see append.go.
-	file   file // the newest segment
-	next   uint64
-	latest time.Time // of the newest record; times do not go back
-	known  ids
-	buffer []byte
-	spoilt bool // the newest segment takes no more, as a write to it failed
+	file    file // the newest segment
+	next    uint64
+	latest  time.Time // of the newest record; times do not go back
+	known   ids
+	buffer  []byte
+	spoilt  bool      // the newest segment takes no more, as a write to it failed
+	noted   uint64    // next of the state
+	notedAt time.Time // when it was told so
 
 	// mu guards the fields below it.
 	mu       sync.Mutex
@@ -179,12 +181,9 @@ func (j *Journal) Close() error {
 	return j.exclusive(func() error {
 		j.mu.Lock()
 		j.closed = true
-		newest := j.segments[len(j.segments)-1]
-		size := newest.size
+		size := j.segments[len(j.segments)-1].size
 		j.mu.Unlock()
-		if err := j.writeState(state{Epoch: j.epoch, Newest: newest.first, Next: j.next}); err != nil {
-			j.o.Log.Warn("the end of the event stream cannot be noted", "err", err)
-		}
+		j.note()
 		// What was reserved is not needed while nobody appends.
 		if !j.spoilt {
 			if err := j.file.Truncate(size); err != nil {

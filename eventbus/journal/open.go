@@ -17,9 +17,9 @@ type state struct {
 	Epoch  string `json:"epoch"`
 	Newest uint64 `json:"newest_segment"` // or one before it
 
-	// Next is a sequence below which every one may have been told: of when the
-	// stream was closed, or when its end was cut off.
-	Next uint64 `json:"next,omitempty"`
+	// Next is a sequence below which every record was on the disk when this
+	// was written. It may have been told.
+	Next uint64 `json:"next"`
 }
 
 // readState is false if there is none that says anything.
@@ -56,6 +56,7 @@ func (j *Journal) writeState(s state) error {
 	if err := j.disk.Rename(stateTemp, stateName); err != nil {
 		return err
 	}
+	j.noted = s.Next
 	return j.disk.Sync()
 }
 
@@ -89,7 +90,7 @@ func (j *Journal) open() error {
 // begin makes the first segment of a new stream.
 func (j *Journal) begin() error {
 	j.epoch, j.next = newEpoch(), 1
-	if err := j.writeState(state{Epoch: j.epoch}); err != nil {
+	if err := j.writeState(state{Epoch: j.epoch, Next: 1}); err != nil {
 		return err
 	}
 	j.o.Log.Info("made the event stream", "epoch", j.epoch)
@@ -167,14 +168,19 @@ func (j *Journal) resume(s state) error {
 		return err
 	}
 	j.file = f
-	end, err := j.survey(f, *newest)
+	end, err := survey(f, *newest, s.Next)
 	if err != nil {
 		return err
 	}
 	j.next, j.latest, newest.latest, newest.size = end.next, end.latest, end.latest, end.size
-	if err := j.jump(s, end); err != nil {
-		return err
+	if end.torn {
+		j.o.Log.Warn("the event stream ended within a record: what was never acknowledged is cut off", "sequence", end.next)
 	}
+	if s.Next > j.next {
+		j.o.Log.Error("the end of the event stream is lost", "from", end.next, "to", s.Next-1)
+		j.next = s.Next
+	}
+	j.noted = s.Next
 	// What is there is on the disk from here on, whoever wrote it.
 	if err := errors.Join(f.Truncate(end.size), f.Sync(), j.disk.Sync()); err != nil {
 		return err
@@ -192,30 +198,6 @@ func (j *Journal) resume(s state) error {
 	first, last := j.Bounds()
 	j.o.Log.Info("opened the event stream", "epoch", j.epoch, "first", first, "last", last)
 	return nil
-}
-
-// jump leaves out the sequences that may have been told of records that are not
-// there any more. It is remembered before what shows it is cut off.
-func (j *Journal) jump(s state, e end) error {
-	if e.torn {
-		// How much of what is cut off was told is not known.
-		j.o.Log.Warn("the event stream ended within a record: what was never acknowledged is cut off", "sequence", e.next)
-		j.next += turnRecords
-	}
-	if s.Next > j.next {
-		j.o.Log.Error("the end of the event stream is lost", "from", e.next, "to", s.Next-1)
-		j.next = s.Next
-	}
-	if j.next == e.next || j.next == s.Next {
-		return nil
-	}
-	s.Next = j.next
-	err := j.writeState(s)
-	if isFull(err) {
-		j.o.Log.Warn("what is cut off of the event stream cannot be noted", "err", err)
-		return nil
-	}
-	return err
 }
 
 // knowIDs reads the ids of the latest records.

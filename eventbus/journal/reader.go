@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"io"
+	"slices"
 )
 
 const (
@@ -109,8 +110,7 @@ func (j *Journal) segmentOf(sequence uint64) (first, until uint64, ok bool) {
 	if sequence > j.last {
 		return 0, 0, false
 	}
-	for i := len(j.segments) - 1; i >= 0; i-- {
-		s := j.segments[i]
+	for i, s := range slices.Backward(j.segments) {
 		if s.first <= sequence || i == 0 {
 			return s.first, until, true
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -56,7 +57,7 @@ func (j *Journal) rotate() error {
 	if err != nil {
 		return err
 	}
-	if err := j.writeState(state{Epoch: j.epoch, Newest: s.first}); err != nil {
+	if err := j.writeState(state{Epoch: j.epoch, Newest: s.first, Next: j.next}); err != nil {
 		f.Close()
 		return err
 	}
@@ -116,16 +117,37 @@ func (j *Journal) create(first uint64) (_ file, _ segment, err error) {
 	return f, segment{first: first, made: h.made, size: headerSize}, nil
 }
 
-// Retain drops what is too old or too much. It is called now and then, as
-// nothing may be appended for long.
+// noteTime is between two notes of what is on the disk.
+const noteTime = 10 * time.Second
+
+// Retain drops what is too old or too much, and notes how far the stream is. It is
+// called now and then, as nothing may be appended for long.
 func (j *Journal) Retain() error {
 	return j.exclusive(func() error {
 		if err := j.ready(); err != nil {
 			return err
 		}
 		j.drop()
+		if now := j.o.now(); now.Sub(j.notedAt) >= noteTime {
+			j.notedAt = now
+			j.note()
+		}
 		return nil
 	})
+}
+
+// note writes down what is on the disk: what Open does not find of that is lost,
+// and was not merely on its way.
+func (j *Journal) note() {
+	if j.next == j.noted {
+		return
+	}
+	j.mu.Lock()
+	newest := j.segments[len(j.segments)-1].first
+	j.mu.Unlock()
+	if err := j.writeState(state{Epoch: j.epoch, Newest: newest, Next: j.next}); err != nil {
+		j.o.Log.Warn("how far the event stream is cannot be written down", "err", err)
+	}
 }
 
 // drop removes the oldest segments that are not to be kept.

@@ -16,17 +16,17 @@ type end struct {
 }
 
 // survey reads the newest segment. Behind a record that is damaged there may be
-// good ones: if one of them was written when the damaged one was on the disk, it
-// has been damaged since, and they count. Otherwise all that is behind was never
-// finished.
-func (j *Journal) survey(f file, s segment) (end, error) {
+// good ones: if one of them was written when the damaged one was on the disk, or
+// the state with its next, it has been damaged since, and they count. Otherwise
+// all that is behind was never finished.
+func survey(f file, s segment, next uint64) (end, error) {
 	b := make([]byte, s.size)
 	if n, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) || int64(n) < headerSize {
 		return end{}, err
 	}
 	at := end{size: headerSize, next: s.first, latest: s.made}
-	var cuts []end // before each damage
-	var synced uint64
+	var cuts []end             // before each damage
+	synced := max(next, 1) - 1 // and what is known to have been on the disk
 	off := headerSize
 	for off < len(b) {
 		r, state := decode(b[off:])
