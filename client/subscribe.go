@@ -49,6 +49,11 @@ type Subscription struct {
 	// lists is told afterwards.
 	Relist func(ctx context.Context, lost *event.Gap) error
 
+	// Reached, if there is one, is told how far the bus has looked, also where
+	// there was nothing to tell: the bus is there. That it is not, Retry is
+	// told.
+	Reached func(event.Cursor)
+
 	// Retry, if there is one, is told why something is tried again. It may be
 	// called by several goroutines at once.
 	Retry func(err error)
@@ -182,6 +187,9 @@ func (f *follower) reach(at event.Cursor) {
 	f.at = &at
 	if f.known {
 		f.keep()
+	}
+	if f.Reached != nil {
+		f.Reached(at)
 	}
 }
 

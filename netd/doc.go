@@ -19,6 +19,7 @@
 //	<root>/cursor                      how far it came with the bus's events
 //	<state>/.netns/<id>                the network namespace, mounted on a file
 //	<state>/<network>/resolv.conf      for containers of a network
+//	<state>/.nodes                     addresses of the node in networks, for dnsd
 //
 // An attachment's id is what plugins know it by: "gantry-", which root directory
 // it is of, and something that is never used again. Networks are the *.conflist

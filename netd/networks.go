@@ -134,8 +134,8 @@ func parseNetwork(b []byte) (networkFile, error) {
 	return n, nil
 }
 
-// gateways returns the addresses that the node has in the network.
-func (n networkFile) gateways() (all []netip.Addr) {
+// nodes returns the addresses that the node has in the network.
+func (n networkFile) nodes() (all []netip.Prefix) {
 	for _, h := range n.ipam {
 		sets := slices.Concat(h.Ranges...)
 		if h.Subnet != "" {
@@ -152,8 +152,8 @@ func (n networkFile) gateways() (all []netip.Addr) {
 					continue
 				}
 			}
-			if gateway.Zone() == "" {
-				all = append(all, gateway)
+			if gateway.Zone() == "" && gateway.BitLen() == subnet.Addr().BitLen() {
+				all = append(all, netip.PrefixFrom(gateway, subnet.Bits()))
 			}
 		}
 	}
@@ -182,7 +182,8 @@ func (s *Store) Resolve(ctx context.Context) error {
 	}
 }
 
-// writeResolvers writes the resolver configuration of every network. It is
+// writeResolvers writes the resolver configuration of every network, and which
+// addresses the node has in them. It is
 // written where it stands: containers have the file itself.
 func (s *Store) writeResolvers() error {
 	all, _ := s.networks()
@@ -190,16 +191,19 @@ func (s *Store) writeResolvers() error {
 		return err
 	}
 	var errs []error
+	var nodes []netip.Prefix
 	for _, n := range all {
 		errs = append(errs, s.writeResolver(n))
+		nodes = append(nodes, n.nodes()...)
 	}
-	return errors.Join(errs...)
+	// Whoever answers for names has to know where.
+	return errors.Join(append(errs, network.WriteNodes(s.cfg.State, nodes))...)
 }
 
 func (s *Store) writeResolver(n networkFile) error {
 	var text strings.Builder
-	for _, g := range n.gateways() {
-		fmt.Fprintf(&text, "nameserver %s\n", g)
+	for _, p := range n.nodes() {
+		fmt.Fprintf(&text, "nameserver %s\n", p.Addr())
 	}
 	want := []byte(text.String())
 	if len(want) == 0 {

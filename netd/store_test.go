@@ -362,6 +362,10 @@ func TestNetworksAreFiles(t *testing.T) {
 			t.Errorf("resolver of %s: %q, %v, want %q", name, b, err, want)
 		}
 	}
+	nodes, err := network.ReadNodes(w.cfg.State)
+	if got := fmt.Sprint(nodes); err != nil || got != "[10.87.0.1/16 fd00::1/64 10.1.0.9/24]" {
+		t.Errorf("the node's addresses are %s, %v", got, err)
+	}
 }
 
 // TestALostRootIsCollected removes the records under an attachment: its address
@@ -460,9 +464,9 @@ func FuzzNetwork(f *testing.F) {
 		if ident.Check(n.name) != nil || strings.Contains(n.name, "/") {
 			t.Errorf("a network is called %q", n.name)
 		}
-		for _, g := range n.gateways() {
-			if strings.ContainsAny(g.String(), " \n") {
-				t.Errorf("a gateway is %q", g)
+		for _, p := range n.nodes() {
+			if !p.IsValid() || strings.ContainsAny(p.String(), " \n") {
+				t.Errorf("an address of the node is %q", p)
 			}
 		}
 	})

@@ -11,7 +11,7 @@ import (
 )
 
 // engines are the folders whose doc.go is the design of what is in them.
-var engines = []string{"contentd", "snapshotd", "imaged", "taskd", "eventbus", "gatewayd", "shim", "netd"}
+var engines = []string{"contentd", "snapshotd", "imaged", "taskd", "eventbus", "gatewayd", "shim", "netd", "dnsd"}
 
 // headings of an engine's doc.go, in this order. Others may stand between.
 var headings = []string{"On disk", "What survives a crash", "Locking", "Limits", "Events", "Needs"}

@@ -16,17 +16,18 @@ import (
 )
 
 // Operator is the role of root and of the members of the operators' group, who
-// may call everything. The other roles are the daemons' names. A process that
-// runs as a daemon's user has that daemon's role and no other, whatever its
-// groups; root is the operator also where a daemon runs as root.
+// may call everything. The other roles are the names of the daemons, and of the
+// plugins that come with the suite. A process that runs as the user of one has
+// its role and no other, whatever its groups; root is the operator also where a
+// daemon runs as root.
 const Operator = "operator"
 
 // OperatorGroup is the group whose members are operators, unless a server says
 // otherwise.
 const OperatorGroup = "gantry"
 
-// Anyone is the caller of a rule for every daemon, and AnyDaemon the daemon of
-// a rule for every server.
+// Anyone is the caller of a rule for every daemon, of which plugins are none, and
+// AnyDaemon the daemon of a rule for every server.
 const (
 	Anyone    = "every daemon"
 	AnyDaemon = "*"
@@ -34,7 +35,7 @@ const (
 
 // A Rule lets a caller call methods of a daemon. What no rule lets is denied.
 type Rule struct {
-	Caller  string   // a daemon, or Anyone
+	Caller  string   // a daemon, a plugin that comes with the suite, or Anyone
 	Daemon  string   // whose server is called, or AnyDaemon
 	Methods []string // "/service/Method", or "/service/" for all of a service
 }
@@ -86,6 +87,14 @@ var Rules = append(gatewayRules(), []Rule{
 	{suite.Taskd, suite.Contentd, contentWriting},
 	{suite.Taskd, suite.Contentd, contentHandles},
 	{suite.Taskd, suite.Snapshotd, []string{"/containerd.services.mounts.v1.Mounts/"}},
+	{suite.Dnsd, suite.Taskd, []string{
+		"/containerd.services.containers.v1.Containers/Get",
+		"/containerd.services.containers.v1.Containers/List",
+		"/containerd.services.tasks.v1.Tasks/Get",
+		"/containerd.services.tasks.v1.Tasks/List",
+	}},
+	// What taskd is asked for it is asked by namespace.
+	{suite.Dnsd, suite.Imaged, []string{"/containerd.services.namespaces.v1.Namespaces/List"}},
 }...)
 
 func gatewayRules() []Rule {
@@ -113,11 +122,12 @@ func May(role, daemon, method string) bool {
 	if role == Operator {
 		return true
 	}
-	if _, ok := suite.ByName(role); !ok {
+	_, isDaemon := suite.ByName(role)
+	if !isDaemon && !suite.IsPlugin(role) {
 		return false
 	}
 	return slices.ContainsFunc(Rules, func(r Rule) bool {
-		return (r.Caller == role || r.Caller == Anyone) &&
+		return (r.Caller == role || isDaemon && r.Caller == Anyone) &&
 			(r.Daemon == daemon || r.Daemon == AnyDaemon) &&
 			slices.ContainsFunc(r.Methods, func(m string) bool {
 				return m == method || strings.HasSuffix(m, "/") && m == "/"+service+"/"
@@ -138,7 +148,7 @@ type operatorsOption struct {
 type policy struct {
 	daemon    string
 	own       uint32            // user of this process
-	users     map[uint32]string // daemon of a user other than root
+	users     map[uint32]string // daemon or plugin of a user other than root
 	operators map[uint32]bool   // groups
 }
 
@@ -155,7 +165,7 @@ func newPolicy(daemon string, o []grpc.ServerOption) policy {
 		users:     map[uint32]string{},
 		operators: map[uint32]bool{},
 	}
-	for _, d := range suite.Daemons {
+	for _, d := range slices.Concat(suite.Daemons, suite.Plugins) {
 		if u, err := user.Lookup(d.User); err == nil {
 			if uid, ok := id(u.Uid); ok && uid != 0 {
 				p.users[uid] = d.Name

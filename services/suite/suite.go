@@ -21,9 +21,12 @@ const (
 	Gatewayd  = "gatewayd"
 )
 
-// Netd is the plugin that connects containers to networks. It is no daemon of
-// the suite, which does without it, but is named and described like one.
-const Netd = "netd"
+// The plugins that come with the suite. They are no daemons of it, which does
+// without them, but are named and described like them.
+const (
+	Netd = "netd"
+	Dnsd = "dnsd"
+)
 
 // A Daemon is one process of the suite.
 type Daemon struct {
@@ -176,6 +179,17 @@ var Daemons = []Daemon{
 			"containerd.services.introspection.v1.Introspection",
 		},
 	},
+}
+
+// Plugins are those that come with the suite.
+var Plugins = []Daemon{
+	{Name: Netd, User: "root", Does: "connects containers to networks"},
+	{Name: Dnsd, User: "gantry-dns", Does: "answers for names of containers"},
+}
+
+// IsPlugin says whether a plugin that comes with the suite has that name.
+func IsPlugin(name string) bool {
+	return slices.ContainsFunc(Plugins, func(p Daemon) bool { return p.Name == name })
 }
 
 // ByName returns the daemon of that name.
