@@ -22,8 +22,8 @@ test: deps build image   ## every test; as root those that mount and run contain
 	cd conformance && go test -timeout 30m ./...
 	cd bench && go vet ./...
 	@$(LOUDLY)
-build:                   ## bin/: the daemons, gantryctl, the shim, netd
-	CGO_ENABLED=0 go build $(FLAGS) -o bin/ ./cmd/gantryd ./cmd/gantryctl ./cmd/containerd-shim-gantry-v1 ./cmd/netd
+build:                   ## bin/: the daemons, gantryctl, the shim, netd, dnsd
+	CGO_ENABLED=0 go build $(FLAGS) -o bin/ ./cmd/gantryd ./cmd/gantryctl ./cmd/containerd-shim-gantry-v1 ./cmd/netd ./cmd/dnsd
 	@for d in $(DAEMONS); do ln -sf gantryd bin/$$d; done
 image:                   ## bin/demo.tar: the demo image, the same bytes every time
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o .build/demo ./cmd/demo
@@ -57,7 +57,7 @@ proto:                   ## our own protocol, linted and generated
 	cd proto && buf lint && buf generate
 install: build           ## copy bin/ to PREFIX=/usr/local
 	install -D -t "$(DESTDIR)$(PREFIX)/bin" bin/gantryctl
-	install -D -t "$(DESTDIR)$(PREFIX)/libexec/gantry" bin/gantryd bin/containerd-shim-gantry-v1 bin/netd
+	install -D -t "$(DESTDIR)$(PREFIX)/libexec/gantry" bin/gantryd bin/containerd-shim-gantry-v1 bin/netd bin/dnsd
 	ln -sf ../libexec/gantry/containerd-shim-gantry-v1 "$(DESTDIR)$(PREFIX)/bin/"
 	@for d in $(DAEMONS); do ln -sf gantryd "$(DESTDIR)$(PREFIX)/libexec/gantry/$$d"; done
 clean:                   ## remove what was built

@@ -76,8 +76,9 @@ its code, or with 125 if it could not be started. The third interrupt kills.
 The container has namespaces of its own and an empty network, a short list of
 capabilities, and no seccomp profile yet. With --net it waits at a gate until netd,
 which gantryctl up --net runs, has connected it; on a network that it shares it has
-no raw sockets. What a detached container writes is lost unless --log says where to
-keep it.`,
+no raw sockets, and others of its namespace find it by its name and by those of its
+label gantry.dev/names=A,B. What a detached container writes is lost unless --log
+says where to keep it.`,
 		Example: `  gantryctl run --rm demo
   gantryctl run --rm -t demo /bin/sh
   gantryctl run -d --name web --log /tmp/web.log demo /bin/counter

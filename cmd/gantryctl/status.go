@@ -106,8 +106,10 @@ func askAll(ctx context.Context, n *node) []daemonStatus {
 		names = append(names, d.Name)
 	}
 	// A plugin is asked where there is one.
-	if _, err := os.Lstat(suite.Socket(n.sockets, suite.Netd)); err == nil {
-		names = append(names, suite.Netd)
+	for _, p := range suite.Plugins {
+		if _, err := os.Lstat(suite.Socket(n.sockets, p.Name)); err == nil {
+			names = append(names, p.Name)
+		}
 	}
 	rows := make([]daemonStatus, len(names))
 	var wg sync.WaitGroup

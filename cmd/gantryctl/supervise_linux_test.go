@@ -314,4 +314,8 @@ func TestUpMakesANetworkIfThereIsNone(t *testing.T) {
 			t.Errorf("netd's config lacks %s:\n%s", want, b)
 		}
 	}
+	b, err = os.ReadFile(filepath.Join(o.configDir(), "dnsd.toml"))
+	if err != nil || !strings.Contains(string(b), "networks = '"+o.state+"/netd'") || strings.Contains(string(b), "root") {
+		t.Errorf("dnsd's config is %v\n%s", err, b)
+	}
 }

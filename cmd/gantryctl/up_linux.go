@@ -27,7 +27,7 @@ type upOptions struct {
 	root, state, address string // absolute
 	bin                  string // directory of the daemons' executables
 	config               string // directory of further settings, or empty
-	net                  bool   // run netd too
+	net                  bool   // run netd and dnsd too
 }
 
 func upCommand(n *node) *cobra.Command {
@@ -43,7 +43,8 @@ them.
 With --net it runs netd too, which connects containers to CNI's networks: those in
 ROOT/networks and /etc/gantry/networks. If there is none it makes one that is
 called default, a bridge on which containers have addresses of 10.87.0.0/16, reach
-each other and the world, and publish ports.
+each other and the world, and publish ports. And it runs dnsd, by which they find
+each other by name.
 
 What the daemons keep is below --root; their sockets and what does not outlive a
 boot are below --state. With --config DIR the settings of DIR/<daemon>.toml are
@@ -64,7 +65,7 @@ added to those that up makes itself.`,
 	c.Flags().StringVar(&o.root, "root", "/var/lib/gantry", "keep everything in this `directory`")
 	c.Flags().StringVar(&o.state, "state", suite.Sockets, "sockets and runtime state go to this `directory`")
 	c.Flags().StringVar(&o.bin, "bin", "", "`directory` of the daemons; beside gantryctl, or in ../libexec/gantry, unless given")
-	c.Flags().BoolVar(&o.net, "net", false, "run netd too, for run --net")
+	c.Flags().BoolVar(&o.net, "net", false, "run netd and dnsd too, for run --net")
 	c.Flags().StringVar(&o.config, "config", "", "`directory` of further settings, <daemon>.toml")
 	return c
 }
@@ -251,6 +252,9 @@ func (o *upOptions) settings(daemon string) map[string]any {
 		s["address"] = o.address
 		s["state"] = network.Dir(o.state)
 		s["networks"] = o.networks()
+	case suite.Dnsd:
+		delete(s, "root") // it keeps nothing
+		s["networks"] = network.Dir(o.state)
 	case suite.Taskd:
 		s["address"] = o.address
 		s["state"] = filepath.Join(o.state, daemon)

@@ -17,11 +17,13 @@ import (
 var defaultNetwork []byte
 
 // plugins are what runs beside the daemons.
-func (o *upOptions) plugins() []string {
+func (o *upOptions) plugins() (names []string) {
 	if o.net {
-		return []string{suite.Netd}
+		for _, p := range suite.Plugins {
+			names = append(names, p.Name)
+		}
 	}
-	return nil
+	return names
 }
 
 // names are those of all executables that run.
