@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -175,4 +176,40 @@ func (a *audience) close() {
 	for _, c := range a.clients {
 		c.Close()
 	}
+}
+
+// printSlow prints what daemons have while subscribers do not read what they are
+// told.
+func (b *eventBench) printSlow(ctx context.Context, out io.Writer) error {
+	const told = 20_000
+	var mib [2]float64
+	for i, d := range b.doors[:2] {
+		ctx, cancel := context.WithCancel(in(ctx, "bench"))
+		defer cancel()
+		var clients []*containerd.Client
+		for i := range b.many {
+			if i%connectionStreams == 0 {
+				c, err := containerd.New(d.address)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				clients = append(clients, c)
+			}
+			clients[len(clients)-1].EventService().Subscribe(ctx)
+		}
+		if _, err := each(told, b.publishers, func(i int) error { return d.publish(ctx, fmt.Sprintf("%s/slow/%d", d.name, i)) }); err != nil {
+			return fmt.Errorf("%s: %w", d.name, err)
+		}
+		pid, err := d.daemon()
+		if err != nil {
+			return err
+		}
+		if mib[i], err = pss(pid); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(out, "| Memory (PSS) when %d subscribers read nothing of %d events (slow) | %.1f MiB | %.1f MiB | %.2f | | |\n",
+		b.many, told, mib[0], mib[1], mib[1]/mib[0])
+	return nil
 }

@@ -136,6 +136,11 @@ func (b *eventBench) run(ctx context.Context, out io.Writer) error {
 		b.hold(w.name, own)
 		b.hold("gateway."+w.name, public)
 	}
+	if b.wants("slow") {
+		if err := b.printSlow(ctx, out); err != nil {
+			return err
+		}
+	}
 	if b.wants("disk") {
 		if err := b.printDisk(out); err != nil {
 			return err
