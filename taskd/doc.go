@@ -109,6 +109,9 @@
 // the outbox if it is not told within 20 ms. Neither waits for the bus. Shims of
 // others are told nothing of this, and drop what they cannot tell at once.
 //
+// Of tasks that ended with the machine nothing is told, as nothing is known of
+// them any more: who starts with a machine asks what there is.
+//
 // # Needs
 //
 // Root, to run containers. Linux 5.8 for what is mounted where. Shims are
