@@ -126,6 +126,8 @@ func (j *Journal) write(entries []*entry) {
 func (j *Journal) writeAll(entries []*entry) error {
 	began, latest, now := j.next, j.latest, j.o.now()
 	var told []Record
+	var ids []id                 // of told
+	fresh := make(map[id]uint64) // the same, not known before they are on the disk
 	b := j.buffer[:0]
 	j.mu.Lock()
 	synced, off := j.last, j.segments[len(j.segments)-1].size
@@ -138,7 +140,11 @@ func (j *Journal) writeAll(entries []*entry) error {
 		e.sequences = make([]uint64, len(e.records))
 		for i, r := range e.records {
 			id := idOf(r.ID)
-			if sequence, ok := j.known.find(id); ok {
+			sequence, ok := j.known.find(id)
+			if !ok {
+				sequence, ok = fresh[id]
+			}
+			if ok {
 				e.sequences[i] = sequence
 				continue
 			}
@@ -147,11 +153,11 @@ func (j *Journal) writeAll(entries []*entry) error {
 				j.latest = now
 			}
 			r.Time = j.latest
-			j.known.add(id, r.Sequence)
+			fresh[id] = r.Sequence
 			j.next++
 			e.sequences[i] = r.Sequence
 			b = appendRecord(b, r, synced)
-			told = append(told, r)
+			told, ids = append(told, r), append(ids, id)
 		}
 	}
 	if cap(b) <= 4*turnBytes {
@@ -161,10 +167,12 @@ func (j *Journal) writeAll(entries []*entry) error {
 		return nil
 	}
 	if err := j.put(b, off); err != nil {
-		j.known.forget(began)
 		j.next, j.latest = began, latest
 		j.takeBack(off)
 		return fault(err)
+	}
+	for i, id := range ids {
+		j.known.add(id, told[i].Sequence)
 	}
 	j.mu.Lock()
 	j.last = j.next - 1
@@ -238,13 +246,4 @@ func (k *ids) add(i id, sequence uint64) {
 	delete(k.sequences, k.order[k.begin])
 	k.order[k.begin] = i
 	k.begin = (k.begin + 1) % idsMax
-}
-
-// forget forgets the newest ids, from a sequence on.
-func (k *ids) forget(from uint64) {
-	for i, s := range k.sequences {
-		if s >= from {
-			delete(k.sequences, i)
-		}
-	}
 }

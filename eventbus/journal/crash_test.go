@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,13 @@ type memDisk struct {
 	kept  map[string]*memFile // as they are after a power failure
 	left  int                 // changes until it stops; negative is never
 	fault error               // what it says then
-	once  bool                // and that it goes on afterwards
+	once  bool                // and that it goes on afterwards,
+	again int                 // for so many changes; 0 is for ever
+
+	full     bool   // nothing new is made, of which fault is said
+	badWrite error  // what every write of records says
+	badName  string // file of which the 4096 bytes at badOff cannot be read
+	badOff   int64
 }
 
 type memFile struct {
@@ -40,7 +47,7 @@ func newMemDisk() *memDisk {
 func (d *memDisk) change() error {
 	if d.left == 0 {
 		if d.once {
-			d.left = -1
+			d.once, d.left = false, cmp.Or(d.again, -1)
 		}
 		return d.fault
 	}
@@ -55,6 +62,7 @@ func (d *memDisk) crash(random *rand.Rand) *memDisk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	after := newMemDisk()
+	after.badName, after.badOff = d.badName, d.badOff
 	names := maps.Clone(d.kept)
 	for _, name := range slices.Sorted(maps.Keys(d.names)) {
 		if d.names[name] != d.kept[name] && random.IntN(2) == 0 {
@@ -96,6 +104,9 @@ func (d *memDisk) Create(name string) (file, error) {
 	defer d.mu.Unlock()
 	if d.names[name] != nil {
 		return nil, fs.ErrExist
+	}
+	if d.full {
+		return nil, d.fault
 	}
 	if err := d.change(); err != nil {
 		return nil, err
@@ -165,6 +176,9 @@ func (f *memFile) ReadAt(b []byte, off int64) (int, error) {
 	if off >= int64(len(f.now)) {
 		return 0, io.EOF
 	}
+	if f.d.badName != "" && f.d.names[f.d.badName] == f && off < f.d.badOff+4096 && off+int64(len(b)) > f.d.badOff {
+		return 0, unix.EIO
+	}
 	n := copy(b, f.now[off:])
 	if n < len(b) {
 		return n, io.EOF
@@ -177,6 +191,9 @@ func (f *memFile) WriteAt(b []byte, off int64) (int, error) {
 	defer f.d.mu.Unlock()
 	n := len(b)
 	err := f.d.change()
+	if off >= headerSize {
+		err = cmp.Or(err, f.d.badWrite)
+	}
 	if err != nil {
 		n /= 2 // some of it is there even so
 	}
@@ -377,6 +394,27 @@ func TestAFaultAtEveryChange(t *testing.T) {
 			}
 			if err := l.inspect(d.crash(rand.New(rand.NewPCG(1, uint64(n))))); err != nil {
 				t.Fatalf("%v at change %d, then power lost: %v", fault, n, err)
+			}
+		}
+	}
+}
+
+// TestPowerLossAfterAFault fails one change of the disk and stops the power soon
+// after: while the journal mends what the fault left.
+func TestPowerLossAfterAFault(t *testing.T) {
+	for n := range 130 {
+		for more := range 8 {
+			d := newMemDisk()
+			d.left, d.fault, d.once, d.again = n, unix.EIO, true, 1+more
+			l := &life{acked: map[string]uint64{}, told: map[uint64]string{}}
+			l.live(d, 24)
+			first := l.first
+			for seed := range uint64(2) {
+				after := d.crash(rand.New(rand.NewPCG(seed, uint64(n))))
+				l.first = first
+				if err := l.inspect(after); err != nil {
+					t.Fatalf("a fault at change %d, power lost after %d more, seed %d: %v", n, 1+more, seed, err)
+				}
 			}
 		}
 	}

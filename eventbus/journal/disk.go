@@ -103,3 +103,27 @@ func isMissing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
 // isStrange is about a name that is there and is no file.
 func isStrange(err error) bool { return errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ELOOP) }
+
+// readAt is f.ReadAt, but that what the disk cannot read is zeros, as damage is
+// passed over and all that is around it is to be had.
+func readAt(f file, b []byte, off int64) (int, error) {
+	n, err := f.ReadAt(b, off)
+	if !errors.Is(err, unix.EIO) {
+		return n, err
+	}
+	const piece = 4 << 10
+	for n = 0; n < len(b); {
+		// Up to a boundary of the file, so that a sector costs one piece.
+		want := min(piece-int(off+int64(n))%piece, len(b)-n)
+		got, err := f.ReadAt(b[n:n+want], off+int64(n))
+		switch {
+		case errors.Is(err, unix.EIO):
+			clear(b[n : n+want])
+			got = want
+		case err != nil:
+			return n + got, err
+		}
+		n += got
+	}
+	return n, nil
+}

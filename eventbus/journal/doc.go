@@ -7,6 +7,7 @@
 //	                          below which all may have been told, as JSON
 //	<dir>/<sequence>.seg      records, from that sequence on; 20 digits
 //	<dir>/<sequence>.seg.bad  a segment that begins with nonsense, out of the way
+//	<dir>/*.new               the next state or segment, while it is written
 //
 // A segment begins with 64 bytes: "gantry journal 1" (16), the epoch (16), the
 // sequence of the first record (8), when it was made (8), nothing (12), and the
@@ -28,8 +29,8 @@
 // Every record that was acknowledged, with its sequence. What was being written
 // when the power failed is cut off at the next Open.
 //
-// Where a record is damaged the next good one is found, and only what is between
-// them is missing: whoever reads sees a jump in the sequences. Damage is told from
+// Where a record is damaged, or the disk cannot read it, the next good one is
+// found, and only what is between them is missing: whoever reads sees a jump in the sequences. Damage is told from
 // what was never finished by what was written when the record was on the disk: the
 // "synced" of a later one, or the state, which is written at Close and ten seconds
 // after the last record. A stream whose newest segment is missing or begins with

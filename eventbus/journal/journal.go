@@ -152,8 +152,8 @@ func (j *Journal) Since(t time.Time) (uint64, error) {
 	j.mu.Lock()
 	from, next := j.segments[0].first, j.last+1
 	for _, g := range j.segments[1:] {
-		// What is before it was taken in before it was made.
-		if g.made.After(t) {
+		// What is before it was taken in by the time it was made.
+		if !g.made.Before(t) {
 			break
 		}
 		from = g.first

@@ -56,8 +56,11 @@ func (j *Journal) writeState(s state) error {
 	if err := j.disk.Rename(stateTemp, stateName); err != nil {
 		return err
 	}
+	if err := j.disk.Sync(); err != nil {
+		return err
+	}
 	j.noted = s.Next
-	return j.disk.Sync()
+	return nil
 }
 
 // open finds the stream that is there, or makes one.

@@ -89,14 +89,17 @@ func (r *Reader) enter() (more bool, err error) {
 	}
 }
 
-// leave closes a segment that has no more. It is false if it is the newest.
+// leave closes a segment that has no more. It is false if it is the newest. One
+// that was the newest when it was read is read again: it may have got more
+// before the next was made.
 func (r *Reader) leave() bool {
 	first, until, ok := r.j.segmentOf(r.first)
 	if ok && first == r.first && until == 0 {
 		return false
 	}
+	whole := r.until > 0
 	r.close()
-	if ok && first == r.first {
+	if ok && first == r.first && whole {
 		r.next = max(r.next, until)
 	}
 	return true
@@ -182,7 +185,7 @@ func (r *Reader) one(limit uint64) (found, bool, error) {
 func (r *Reader) fill() (more bool, err error) {
 	b := make([]byte, len(r.ahead)+readBytes)
 	had := copy(b, r.ahead)
-	got, err := r.file.ReadAt(b[had:], r.off+int64(had))
+	got, err := readAt(r.file, b[had:], r.off+int64(had))
 	if err != nil && !errors.Is(err, io.EOF) {
 		return false, err
 	}
@@ -203,7 +206,7 @@ func (r *Reader) skip() (int, error) {
 		return 0, err
 	}
 	b := make([]byte, size-r.off)
-	got, err := r.file.ReadAt(b, r.off)
+	got, err := readAt(r.file, b, r.off)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}

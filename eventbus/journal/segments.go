@@ -14,6 +14,7 @@ const (
 	badSuffix     = ".bad"
 	stateName     = "stream"
 	stateTemp     = "stream.new"
+	segmentTemp   = "segment.new"
 )
 
 func segmentName(first uint64) string { return fmt.Sprintf("%020d%s", first, segmentSuffix) }
@@ -85,21 +86,23 @@ func (j *Journal) rotate() error {
 	return nil
 }
 
-// create makes the file of a segment, or makes anew one that has no record.
+// create makes the file of a segment, or makes anew one that has no record: the
+// state may say that this one is the newest, so that there is always one of its
+// name.
 func (j *Journal) create(first uint64) (_ file, _ segment, err error) {
-	h := header{epoch: j.epoch, first: first, made: j.o.now()}
-	name := segmentName(first)
-	if err := j.disk.Remove(name); err != nil && !isMissing(err) {
+	// A clock that was set back makes no segment older than what is before it.
+	h := header{epoch: j.epoch, first: first, made: later(j.o.now(), j.latest)}
+	if err := j.disk.Remove(segmentTemp); err != nil && !isMissing(err) {
 		return nil, segment{}, err
 	}
-	f, err := j.disk.Create(name)
+	f, err := j.disk.Create(segmentTemp)
 	if err != nil {
 		return nil, segment{}, err
 	}
 	defer func() {
 		if err != nil {
 			f.Close()
-			_ = j.disk.Remove(name) // Open removes it otherwise
+			_ = j.disk.Remove(segmentTemp) // the next one removes it otherwise
 		}
 	}()
 	if err := f.Reserve(j.o.segmentBytes() + headerSize); err != nil {
@@ -109,6 +112,9 @@ func (j *Journal) create(first uint64) (_ file, _ segment, err error) {
 		return nil, segment{}, err
 	}
 	if err := f.Sync(); err != nil {
+		return nil, segment{}, err
+	}
+	if err := j.disk.Rename(segmentTemp, segmentName(first)); err != nil {
 		return nil, segment{}, err
 	}
 	if err := j.disk.Sync(); err != nil {
@@ -121,13 +127,15 @@ func (j *Journal) create(first uint64) (_ file, _ segment, err error) {
 const noteTime = 10 * time.Second
 
 // Retain drops what is too old or too much, and notes how far the stream is. It is
-// called now and then, as nothing may be appended for long.
+// called now and then, as nothing may be appended for long. A disk that is full
+// keeps nothing from going.
 func (j *Journal) Retain() error {
 	return j.exclusive(func() error {
-		if err := j.ready(); err != nil {
+		err := j.ready()
+		j.drop()
+		if err != nil {
 			return err
 		}
-		j.drop()
 		if now := j.o.now(); now.Sub(j.notedAt) >= noteTime {
 			j.notedAt = now
 			j.note()
@@ -202,7 +210,7 @@ func (j *Journal) load(first uint64) (segment, error) {
 		return segment{}, err
 	}
 	b := make([]byte, headerSize)
-	if _, err := f.ReadAt(b, 0); err != nil && size >= headerSize {
+	if _, err := readAt(f, b, 0); err != nil && size >= headerSize {
 		return segment{}, err
 	}
 	h, err := decodeHeader(b)

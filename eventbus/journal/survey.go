@@ -21,7 +21,7 @@ type end struct {
 // all that is behind was never finished.
 func survey(f file, s segment, next uint64) (end, error) {
 	b := make([]byte, s.size)
-	if n, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) || int64(n) < headerSize {
+	if n, err := readAt(f, b, 0); err != nil && !errors.Is(err, io.EOF) || int64(n) < headerSize {
 		return end{}, err
 	}
 	at := end{size: headerSize, next: s.first, latest: s.made}
