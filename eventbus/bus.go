@@ -43,6 +43,7 @@ type Bus struct {
 	journal *journal.Journal
 	epoch   string
 	window  window
+	ear     ear
 	readers readers
 	carried chan struct{} // closed when the bus has its connections to the server
 }
@@ -52,7 +53,7 @@ var _ event.Bus = (*Bus)(nil)
 // Open opens or makes the stream. A directory that another process has open, or
 // that has something else in it, is [errdefs.ErrFailedPrecondition].
 func Open(cfg Config, needs Needs) (_ *Bus, err error) {
-	b := &Bus{cfg: cfg, log: needs.Log, carried: make(chan struct{})}
+	b := &Bus{cfg: cfg, log: needs.Log, carried: make(chan struct{}), ear: ear{wake: make(chan struct{}, 1)}}
 	if b.lock, err = lockRoot(cfg.Root); err != nil {
 		return nil, fmt.Errorf("event stream %s: %w", cfg.Root, err)
 	}
@@ -215,6 +216,7 @@ func (b *Bus) told(records []journal.Record) {
 		events[i].Sequence, events[i].Epoch = r.Sequence, b.epoch
 	}
 	b.window.add(events)
+	b.hear(events)
 }
 
 // Close closes the stream.
