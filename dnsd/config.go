@@ -18,7 +18,7 @@ import (
 type Config struct {
 	Zone string `toml:"zone"` // of the containers' full names
 
-	// Listen are addresses with ports. None is port 53 of the addresses that
+	// Listen are addresses with ports, beside port 53 of the addresses that
 	// the node has in netd's networks.
 	Listen []string `toml:"listen"`
 

@@ -111,10 +111,8 @@ func (s *Server) addresses(nodes []netip.Prefix) []netip.AddrPort {
 			all[at] = true
 		}
 	}
-	if len(all) == 0 {
-		for _, p := range nodes {
-			all[netip.AddrPortFrom(p.Addr(), dnsPort)] = true
-		}
+	for _, p := range nodes {
+		all[netip.AddrPortFrom(p.Addr(), dnsPort)] = true
 	}
 	return slices.Collect(maps.Keys(all))
 }

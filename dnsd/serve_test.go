@@ -351,7 +351,7 @@ func TestDoorsAreWhereNetworksAre(t *testing.T) {
 	nodes("10.9.0.1/16")
 	refresh("10.9.0.1:53")
 	s.cfg.Listen = []string{"127.0.0.1:5353"}
-	refresh("127.0.0.1:5353")
+	refresh("10.9.0.1:53", "127.0.0.1:5353")
 	for _, d := range open {
 		d.close()
 	}

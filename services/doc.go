@@ -32,9 +32,10 @@
 // snapshotd and taskd read and write blobs; everybody asks imaged about leases
 // and namespaces, and tells eventbus what happened.
 //
-// Plugins are none of these: the suite does without them. The one that comes with
-// it is netd, which connects containers to CNI networks: it answers a gate that
-// containers wait at, and hears on the bus which tasks have ended.
+// Plugins are none of these: the suite does without them. Two come with it,
+// [suite.Plugins]. netd connects containers to CNI networks: it answers a gate that
+// containers wait at, and hears on the bus which tasks have ended. dnsd answers for
+// the names of containers that netd connected, and may ask taskd which there are.
 //
 // There is no order of starting. A call to a daemon that is away waits a
 // moment, and is then unavailable.
