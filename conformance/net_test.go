@@ -42,7 +42,8 @@ type netSuite struct {
 
 const realPlugins = "/usr/lib/cni"
 
-func startNetSuite(t *testing.T) *netSuite {
+// startNetSuite starts one. more is called before it starts.
+func startNetSuite(t *testing.T, more ...func(*netSuite)) *netSuite {
 	t.Helper()
 	needRoot(t)
 	for _, program := range []string{realPlugins + "/bridge", "iptables", "unshare", "nsenter", "ip"} {
@@ -60,6 +61,10 @@ func startNetSuite(t *testing.T) *netSuite {
 		}
 		s.within = []string{"unshare", "-n", "-m", "--propagation", "private", filepath.Join(n.dir, "apart")}
 		s.flags = []string{"--net", "--config", filepath.Join(n.dir, "config")}
+		n.suite = s
+		for _, f := range more {
+			f(n)
+		}
 	})
 	return n
 }

@@ -207,7 +207,7 @@ func (s *Server) Away(err error) {
 	s.away(&s.busAway, err)
 	s.mu.Unlock()
 	if began {
-		s.log.Info("the bus is asked again", "err", err)
+		s.log.Info("containers are not followed now, which is tried again", "err", err)
 	}
 }
 

@@ -90,6 +90,7 @@ var Rules = append(gatewayRules(), []Rule{
 	{suite.Dnsd, suite.Taskd, []string{
 		"/containerd.services.containers.v1.Containers/Get",
 		"/containerd.services.containers.v1.Containers/List",
+		"/containerd.services.containers.v1.Containers/ListStream", // the same, and longer than a message
 		"/containerd.services.tasks.v1.Tasks/Get",
 		"/containerd.services.tasks.v1.Tasks/List",
 	}},

@@ -107,6 +107,7 @@ func TestWhoMayCallWhom(t *testing.T) {
 
 		{suite.Dnsd, suite.Taskd, containers, true},
 		{suite.Dnsd, suite.Taskd, "/containerd.services.containers.v1.Containers/List", true},
+		{suite.Dnsd, suite.Taskd, "/containerd.services.containers.v1.Containers/ListStream", true},
 		{suite.Dnsd, suite.Taskd, "/containerd.services.tasks.v1.Tasks/Get", true},
 		{suite.Dnsd, suite.Taskd, "/containerd.services.tasks.v1.Tasks/List", true},
 		{suite.Dnsd, suite.Imaged, "/containerd.services.namespaces.v1.Namespaces/List", true},
