@@ -121,6 +121,15 @@ func TestContainersReachEachOtherByName(t *testing.T) {
 	if err == nil || !strings.Contains(out+err.Error(), "no such host") {
 		t.Errorf("another namespace gets %q, %v", out, err)
 	}
+	// The node finds it where containers ask, by its full name.
+	demo, err := filepath.Abs("../.build/demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err = n.inside(fmt.Sprintf(`unshare -m sh -c "mount --bind %s/netd/default/resolv.conf /etc/resolv.conf && %s get web.default.gantry.internal"`, n.state, demo))
+	if err != nil || !strings.Contains(out, "Hello from container web to 10.87.0.1.") {
+		t.Errorf("the node gets %q, %v", out, err)
+	}
 	status, err := n.dnsd()
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -134,8 +135,15 @@ func TestASilentUpstreamHoldsUpNobodyElse(t *testing.T) {
 		}
 		<-hears
 	}
+	before := runtime.NumGoroutine()
+	for range 3 * sourceSlow {
+		_, _ = c.Write(b)
+	}
 	if got := exchanged(t, "udp", at, asking("example.com", dns.TypeA)); got.Rcode != dns.RcodeServerFailure {
 		t.Errorf("one more: %v", got)
+	}
+	if now := runtime.NumGoroutine(); now > before {
+		t.Errorf("a flood makes %d goroutines of %d", now, before)
 	}
 	if got := exchanged(t, "udp", at, asking("web", dns.TypeA)); got.Rcode != dns.RcodeNameError {
 		t.Errorf("a name of ours: %v", got)
