@@ -51,8 +51,8 @@ cycles:                  ## snapshots are made and removed CYCLES=1000 times, an
 	SNAPSHOTD_TEST_CYCLES=$(CYCLES) go test -count=1 -v -timeout 1h -run TestNothingGrows ./snapshotd
 sim:                     ## a thousand simulations of the collector beside its writers; as root
 	GC_SIMULATIONS=1000 go test -count=1 -timeout 30m -run 'NothingThat.*Goes' ./contentd ./snapshotd
-bench: build image       ## /bin/true, blobs and layers through gantry, beside containerd; as root
-	cd bench && go run . run && go run . content && go run . unpack
+bench: build image       ## /bin/true, blobs, layers and events through gantry, beside containerd; as root
+	cd bench && go run . run && go run . content && go run . unpack && go run . events
 proto:                   ## our own protocol, linted and generated
 	cd proto && buf lint && buf generate
 install: build           ## copy bin/ to PREFIX=/usr/local
