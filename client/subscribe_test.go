@@ -265,3 +265,14 @@ func TestSubscribeGoesOnWhenTheCursorCannotBeKept(t *testing.T) {
 	}
 	s.wants("list", "1", "2", "3")
 }
+
+// TestSubscribeSaysThatTheBusIsThere holds that who has nothing to be told knows
+// whether that is so, or nobody is there to tell.
+func TestSubscribeSaysThatTheBusIsThere(t *testing.T) {
+	s := newSubscriber(t, eventtest.NewMemory())
+	s.Reached = func(event.Cursor) { s.told = append(s.told, "there") }
+	if err := s.run(2); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	s.wants("there", "list")
+}

@@ -56,8 +56,9 @@
 //
 // While the bus or taskd is away, what is known is answered for 30 s more; then
 // names of containers are SERVFAIL until they are back, and that is logged. Other
-// names are forwarded all the time. That taskd is away is noticed within 5 s, by a
-// question about one container.
+// names are forwarded all the time. That taskd is away is noticed within 10 s, by a
+// question about one container, and that the bus hangs within 25 s, by a read that
+// is not answered; one that ends says so.
 //
 // # Locking
 //

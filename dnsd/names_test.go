@@ -104,7 +104,7 @@ func TestNames(t *testing.T) {
 		{asker, "example.com", dns.TypeANY, "NOTIMP"},
 		{asker, "gantry.internal", dns.TypeAXFR, "REFUSED"},
 	} {
-		if got := ask1(t, s, c.from, c.name, c.qtype); got != c.want {
+		if got := answerOf(t, s, c.from, c.name, c.qtype); got != c.want {
 			t.Errorf("%s asks for %s %s: %s, want %s", c.from, dns.TypeToString[c.qtype], c.name, got, c.want)
 		}
 	}

@@ -122,10 +122,10 @@ func TestHostilePackets(t *testing.T) {
 	at := opened(t, s)
 	// A name of 255 bytes is good, if it is one.
 	longest := strings.Repeat(strings.Repeat("a", 49)+".", 5)
-	if got := ask1(t, s, node, longest+"xx", dns.TypeA); got != "elsewhere" {
+	if got := answerOf(t, s, node, longest+"xx", dns.TypeA); got != "elsewhere" {
 		t.Errorf("the longest name: %s", got)
 	}
-	if got := ask1(t, s, node, longest[:len(longest)-50]+zone[1:], dns.TypeA); got != "NXDOMAIN" {
+	if got := answerOf(t, s, node, longest[:len(longest)-50]+zone[1:], dns.TypeA); got != "NXDOMAIN" {
 		t.Errorf("the longest name of the zone: %s", got)
 	}
 	before := runtime.NumGoroutine()

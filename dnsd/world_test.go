@@ -136,8 +136,8 @@ func (started) EventType() string      { return "containerd.events.TaskStart" }
 func (started) EventTopic() string     { return "/tasks/start" }
 func (s started) EventSubject() string { return s.ContainerID }
 
-// ask is what one who has an address is answered: the code, and the records.
-func ask1(t *testing.T, s *Server, from, name string, qtype uint16) string {
+// answerOf is what one who has an address is answered: the code, and the records.
+func answerOf(t *testing.T, s *Server, from, name string, qtype uint16) string {
 	t.Helper()
 	m := new(dns.Msg)
 	m.SetQuestion(dns.Fqdn(name), qtype)
@@ -194,7 +194,7 @@ func show(m *dns.Msg) string {
 
 func want(t *testing.T, s *Server, from, name, answer string) {
 	t.Helper()
-	if got := ask1(t, s, from, name, dns.TypeA); got != answer {
+	if got := answerOf(t, s, from, name, dns.TypeA); got != answer {
 		t.Errorf("%s asks for %s: %s, want %s", from, name, got, answer)
 	}
 }
