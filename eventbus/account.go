@@ -27,8 +27,7 @@ func subjectOfGate(name string) string { return subjectGates + strings.ReplaceAl
 // What an account of a plugin may use of the server, whatever it does.
 const (
 	pluginConnections   = 16
-	pluginSubscriptions = 64       // of a connection
-	pluginPayload       = 64 << 10 // bytes of what it says
+	pluginSubscriptions = 64 // of a connection
 
 	// gateTime is how long a gate may think before the server forgets who
 	// asked.
@@ -65,10 +64,11 @@ func accounts(cfg Config) (string, error) {
 	var node account
 	all := make(map[string]*account, len(cfg.Plugins)+2)
 	for _, p := range cfg.Plugins {
+		// What is said is not limited: the bus itself says there what the plugin
+		// reads.
 		own := &account{Limits: map[string]int{
 			"max_connections":   pluginConnections + 1, // and the bus
 			"max_subscriptions": pluginSubscriptions,
-			"max_payload":       pluginPayload,
 			"max_leafnodes":     0,
 		}}
 		for _, s := range p.Subscribe {

@@ -246,7 +246,7 @@ func TestAPluginThatAttacksHarmsNobody(t *testing.T) {
 		"the API's alarms":      {"SUB $JS.EVENT.> 1\r\n", denied},
 		"connections":           {"SUB $SYS.> 1\r\n", denied},
 		"a second greeting":     {"CONNECT {\"user\":\"operator\",\"pass\":\"\"}\r\n", "Authorization Violation"},
-		"too much":              {fmt.Sprintf("PUB gantry.bus.v1.read %d\r\n", pluginPayload+1), "Maximum Payload Violation"},
+		"too much":              {fmt.Sprintf("PUB gantry.bus.v1.read %d\r\n", messageMax+1), "Maximum Payload Violation"},
 		"too long":              {"PUB " + strings.Repeat("a", 8192) + " 0\r\n\r\n", "maximum control line"},
 		"what a server says":    {"INFO {}\r\nRMSG $SYS x 1\r\nx\r\n", "Unknown Protocol Operation"},
 		"what a leaf says":      {"LMSG gantry.v1.one.tasks.exit 1\r\nx\r\n", "Unknown Protocol Operation"},

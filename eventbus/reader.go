@@ -53,11 +53,16 @@ type reading struct {
 func (r *readers) enter(ctx context.Context, plugin, name string) (context.Context, *reading, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	of := r.named[plugin][name]
-	if of != nil && of.now != nil {
-		of.now.stop(fmt.Errorf("%s reads as %s once more", asker(plugin), name))
-	} else if n := r.by[plugin]; n >= readsPluginMax && (plugin != "" || n >= readsMax) {
+	of, n, limit := r.named[plugin][name], r.by[plugin], readsPluginMax
+	if plugin == "" {
+		limit = readsMax
+	}
+	again := of != nil && of.now != nil
+	if n >= 2*limit || n >= limit && !again { // one that takes another's place may come before that is gone
 		return nil, nil, fmt.Errorf("%d reads of %s are enough: %w", n, asker(plugin), errdefs.ErrUnavailable)
+	}
+	if again {
+		of.now.stop(fmt.Errorf("%s reads as %s once more", asker(plugin), name))
 	}
 	if r.by == nil {
 		r.by, r.named = make(map[string]int), make(map[string]map[string]*reader)

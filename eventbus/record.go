@@ -2,13 +2,18 @@ package eventbus
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/eventbus/journal"
 	"github.com/gantryd/gantry/services/event"
+	"github.com/gantryd/gantry/services/suite"
 )
 
 // The body of an event's record: the form, the event's time, then each text with
@@ -25,9 +30,12 @@ func texts(e *event.Event) []*string {
 	return []*string{&e.Namespace, &e.Topic, &e.Subject, &e.Trace, &e.Type}
 }
 
-// toRecord encodes an event. One that is too large is
-// [errdefs.ErrInvalidArgument].
+// toRecord encodes an event. One that is too large, or that could not be told,
+// is [errdefs.ErrInvalidArgument].
 func toRecord(e event.Event) (journal.Record, error) {
+	if err := tellable(e); err != nil {
+		return journal.Record{}, fmt.Errorf("event %.100q of %s: %w", e.ID, e.Topic, err)
+	}
 	form, payload := byte(formJSON), e.JSON
 	if len(e.JSON) == 0 {
 		form, payload = formRaw, e.Raw
@@ -45,6 +53,30 @@ func toRecord(e event.Event) (journal.Record, error) {
 			e.Topic, len(payload), len(b)+len(e.ID), errdefs.ErrInvalidArgument)
 	}
 	return journal.Record{ID: e.ID, Body: append(b, payload...), Value: e}, nil
+}
+
+// tellable is [errdefs.ErrInvalidArgument] for an event that some wire cannot
+// carry, which would be the end of whoever is told of it, and for one under the
+// id of a daemon that tells of other things: that daemon's own event of the id
+// would be taken for the same.
+func tellable(e event.Event) error {
+	switch y := e.Time.Year(); {
+	case y < 1 || y > 9999:
+		return fmt.Errorf("its time is in year %d: %w", y, errdefs.ErrInvalidArgument)
+	case !utf8.ValidString(e.Type):
+		return fmt.Errorf("its type is %.100q: %w", e.Type, errdefs.ErrInvalidArgument)
+	case len(e.JSON) > 0 && !json.Valid(e.JSON):
+		return fmt.Errorf("its body is no JSON: %w", errdefs.ErrInvalidArgument)
+	}
+	noun, _, _ := strings.Cut(strings.TrimPrefix(e.Topic, "/"), "/")
+	by, _, _ := strings.Cut(e.ID, "/")
+	teller, _ := suite.ByName(by)
+	for _, d := range suite.Daemons {
+		if len(teller.Tells) > 0 && d.Name != by && slices.Contains(d.Tells, noun) {
+			return fmt.Errorf("%s tells of %s: %w", d.Name, noun, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 // fromRecord is the inverse. Its error is [errdefs.ErrDataLoss].

@@ -30,12 +30,12 @@
 // when the power failed is cut off at the next Open.
 //
 // Where a record is damaged, or the disk cannot read it, the next good one is
-// found, and only what is between them is missing: whoever reads sees a jump in the sequences. Damage is told from
-// what was never finished by what was written when the record was on the disk: the
-// "synced" of a later one, or the state, which is written at Close and ten seconds
-// after the last record. A stream whose newest segment is missing or begins with
-// nonsense is put aside, as nobody knows its last sequence, and the new one has
-// another epoch.
+// found, and only what is between them is missing: whoever reads sees a jump in
+// the sequences. Damage is told from what was never finished by what was written
+// when the record was on the disk: the "synced" of a later one, or the state,
+// which is written at Close and ten seconds after the last record. A stream whose
+// newest segment is missing or begins with nonsense is put aside, as nobody knows
+// its last sequence, and the new one has another epoch.
 //
 // A disk that is full refuses appends and nothing else; they succeed when there
 // is space again.

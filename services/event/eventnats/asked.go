@@ -27,7 +27,16 @@ type Asked struct {
 // is ranged over once.
 func (b *Bus) Asked(ctx context.Context, waiting int) (iter.Seq[*Asked], error) {
 	requests := make(chan *nats.Msg, waiting)
-	sub, err := b.nc.ChanSubscribe(ReadSubject, requests)
+	sub, err := b.nc.Subscribe(ReadSubject, func(m *nats.Msg) {
+		if len(m.Data) > requestMax {
+			m.Data = m.Data[:0:0] // it is not kept, and is no read
+		}
+		m.Header = nil
+		select {
+		case requests <- m:
+		default:
+		}
+	})
 	if err != nil {
 		return nil, fmt.Errorf("readers: %w", kind(ctx, ctx, err))
 	}

@@ -98,8 +98,9 @@ func says(b []byte, m proto.Message) bool {
 	return unmarshalJSON.Unmarshal(b, again) == nil && proto.Equal(m, again)
 }
 
-// payload is the inverse. JSON of a type that nobody here knows goes as JSON:
-// that is how containerd's clients read a type that is no protobuf.
+// payload is the inverse. JSON of a type that nobody here knows, or that is not
+// what its type says, goes as JSON: that is how containerd's clients read a type
+// that is no protobuf, and one such event ends nobody's subscription.
 func payload(e event.Event) (*anypb.Any, error) {
 	if len(e.JSON) == 0 {
 		return &anypb.Any{TypeUrl: e.Type, Value: e.Raw}, nil
@@ -109,8 +110,8 @@ func payload(e event.Event) (*anypb.Any, error) {
 		return &anypb.Any{TypeUrl: e.Type, Value: e.JSON}, nil
 	}
 	m := t.New().Interface()
-	if err := unmarshalJSON.Unmarshal(e.JSON, m); err != nil {
-		return nil, err
+	if unmarshalJSON.Unmarshal(e.JSON, m) != nil {
+		return &anypb.Any{TypeUrl: e.Type, Value: e.JSON}, nil
 	}
 	b, err := proto.Marshal(m)
 	if err != nil {

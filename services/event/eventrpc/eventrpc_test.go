@@ -250,3 +250,12 @@ func FuzzEnvelope(f *testing.F) {
 		}
 	})
 }
+
+// JSON that is not what its type says ends nobody's subscription.
+func TestAnEventThatIsNotOfItsTypeIsTold(t *testing.T) {
+	e := event.Event{ID: "x", Namespace: "one", Topic: "/tasks/exit", Type: "containerd.events.TaskExit", JSON: []byte(`{"exit_status":"none"}`)}
+	w, err := new(told).of(e)
+	if err != nil || len(w.bytes) == 0 {
+		t.Errorf("it goes over the wire as %d bytes, %v", len(w.bytes), err)
+	}
+}
