@@ -50,9 +50,9 @@
 //
 //   - Something in the middle: the rest is told. A reader that comes to the hole
 //     is told a gap from there to the next event.
-//   - What was being written when the power failed: it is cut off, and a gap is
-//     told between what is before it and what comes next. Nothing acknowledged is
-//     lost then. Damage to the very last write looks the same.
+//   - What was being written when the power failed: it is cut off, and nobody is
+//     told of it. Nothing acknowledged is lost then. Damage to the very last write
+//     looks the same.
 //   - The newest file, or what says which stream it is: everything is put aside,
 //     and a new stream made, of another epoch. What the outboxes still hold is
 //     told in it.
@@ -79,8 +79,8 @@
 // Reads at once: 2,048 of operators, and 64 of each plugin; one more is refused.
 // Named readers that are remembered: 64 of each plugin; the one seen longest ago
 // is forgotten for a new one. Connections: 1,024, and 16 of each plugin, and 256
-// by TCP; one more is closed. A plugin's have 64 subscriptions each and say at
-// most 64 KiB at once. There are at most 64 plugins.
+// by TCP; one more is closed. A plugin's have 64 subscriptions each; a read
+// of which it says more than 64 KiB is refused. There are at most 64 plugins.
 //
 // # Events
 //

@@ -190,8 +190,8 @@ func daemonMay(d suite.Daemon) *server.Permissions {
 	for _, noun := range d.Tells {
 		publish = append(publish, eventnats.Publishing+"*."+noun+".>")
 	}
-	// What it subscribes to is the acknowledgements.
-	return &server.Permissions{Publish: allowed(publish), Subscribe: allowed([]string{eventnats.AnswersPrefix + ".>"})}
+	// What it subscribes to is its own acknowledgements.
+	return &server.Permissions{Publish: allowed(publish), Subscribe: allowed([]string{eventnats.AnswersTo(d.Name) + ".>"})}
 }
 
 // allowed allows the subjects and nothing else; an empty list of the server's

@@ -127,10 +127,10 @@ func TestRolesMayDoNoMoreThanTheirs(t *testing.T) {
 		subscribe []string
 	}{
 		{rolePlugin, []string{"gantry.bus.v1.read"}, []string{"gantry.v1.one.tasks.*", "gantry.v1.*.tasks.>", "_INBOX.x"}},
-		{suite.Contentd, []string{"gantry.bus.v1.publish.one.content.create"}, []string{"_INBOX.answer.x"}},
-		{suite.Imaged, []string{"gantry.bus.v1.publish.one.images.create", "gantry.bus.v1.publish.one.namespaces.delete"}, []string{"_INBOX.answer.x"}},
-		{suite.Taskd, []string{"gantry.bus.v1.publish.a%2Eb.tasks.exit", "gantry.bus.v1.publish.one.containers.create"}, []string{"_INBOX.answer.x"}},
-		{suite.Gatewayd, nil, []string{"_INBOX.answer.x"}},
+		{suite.Contentd, []string{"gantry.bus.v1.publish.one.content.create"}, []string{"_INBOX.answer.contentd.x"}},
+		{suite.Imaged, []string{"gantry.bus.v1.publish.one.images.create", "gantry.bus.v1.publish.one.namespaces.delete"}, []string{"_INBOX.answer.imaged.x"}},
+		{suite.Taskd, []string{"gantry.bus.v1.publish.a%2Eb.tasks.exit", "gantry.bus.v1.publish.one.containers.create"}, []string{"_INBOX.answer.taskd.x"}},
+		{suite.Gatewayd, nil, []string{"_INBOX.answer.gatewayd.x"}},
 		{roleOperator, []string{"gantry.bus.v1.publish.one.plugins.x", "gantry.v1.gate.network", "gantry.bus.v1.read"}, []string{"gantry.v1.>", "_INBOX.x"}},
 	} {
 		t.Run(c.role, func(t *testing.T) {
@@ -166,7 +166,7 @@ func TestRolesMayDoNoMoreThanTheirs(t *testing.T) {
 			}
 			mayNot := []string{">", "$JS.>", "$SYS.>", "gantry.>", "$JS.API.>", "gantry.bus.>", "_R_.>"}
 			if c.role != roleOperator && c.role != rolePlugin {
-				mayNot = append(mayNot, "_INBOX.>", "_INBOX.read.>", "_INBOX.x") // what others read
+				mayNot = append(mayNot, "_INBOX.>", "_INBOX.read.>", "_INBOX.answer.>", "_INBOX.x") // what others ask and read
 			}
 			for _, s := range mayNot {
 				if !nc.isRefused(t, func() error { _, err := nc.SubscribeSync(s); return err }) {
@@ -230,7 +230,7 @@ func TestAPeerCannotSayThatItIsSomebodyElse(t *testing.T) {
 // A refusal is an error of the call, not its deadline.
 func TestARefusedCallIsPermissionDenied(t *testing.T) {
 	socket, _ := openAs(t, suite.Contentd)
-	b, err := eventnats.Dial(socket)
+	b, err := eventnats.DialAs(socket, suite.Contentd)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func contentdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		return err
 	}
 	defer imaged.Close()
-	bus, err := eventnats.Dial(suite.NATSSocket(cfg.Sockets))
+	bus, err := eventnats.DialAs(suite.NATSSocket(cfg.Sockets), suite.Contentd)
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ func imagedMain(ctx context.Context, log *slog.Logger, args []string) error {
 			needs.Members[name] = leaserpc.NewMembers(conn)
 		}
 	}
-	bus, err := eventnats.Dial(suite.NATSSocket(cfg.Sockets))
+	bus, err := eventnats.DialAs(suite.NATSSocket(cfg.Sockets), suite.Imaged)
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func snapshotdMain(ctx context.Context, log *slog.Logger, args []string) error {
 		return err
 	}
 	defer imaged.Close()
-	bus, err := eventnats.Dial(suite.NATSSocket(cfg.Sockets))
+	bus, err := eventnats.DialAs(suite.NATSSocket(cfg.Sockets), suite.Snapshotd)
 	if err != nil {
 		return err
 	}

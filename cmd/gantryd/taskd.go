@@ -46,7 +46,7 @@ func taskdMain(ctx context.Context, log *slog.Logger, args []string) error {
 	if err != nil {
 		return err
 	}
-	bus, err := eventnats.Dial(suite.NATSSocket(cfg.Sockets))
+	bus, err := eventnats.DialAs(suite.NATSSocket(cfg.Sockets), suite.Taskd)
 	if err != nil {
 		return err
 	}

@@ -29,12 +29,15 @@ const (
 )
 
 // Where answers go: to a question, such as whether an event is on the disk, and
-// to a read. A daemon may listen to the former alone, so that it is not told
-// what others read.
+// to a read.
 const (
-	AnswersPrefix = "_INBOX.answer"
+	answersPrefix = "_INBOX.answer"
 	readsPrefix   = "_INBOX.read."
 )
+
+// AnswersTo returns where the answers to a daemon's questions go. It may listen
+// there alone, so that it is not told what others ask and read.
+func AnswersTo(daemon string) string { return answersPrefix + "." + daemon }
 
 // A Bus is a connection to the bus.
 type Bus struct {
@@ -57,6 +60,11 @@ func Dial(socket string) (*Bus, error) {
 	return connect("nats://gantry", nats.SetCustomDialer(dialer(socket)))
 }
 
+// DialAs is Dial for a daemon of the suite.
+func DialAs(socket, daemon string) (*Bus, error) {
+	return connect("nats://gantry", nats.SetCustomDialer(dialer(socket)), nats.CustomInboxPrefix(AnswersTo(daemon)))
+}
+
 // In returns a connection to a server in this process.
 func In(server nats.InProcessConnProvider, user, password string) (*Bus, error) {
 	return connect("", nats.InProcessServer(server), nats.UserInfo(user, password))
@@ -75,7 +83,7 @@ func connect(url string, o ...nats.Option) (*Bus, error) {
 		nats.MaxReconnects(-1),
 		nats.IgnoreAuthErrorAbort(),
 		nats.IgnoreDiscoveredServers(),
-		nats.CustomInboxPrefix(AnswersPrefix),
+		nats.CustomInboxPrefix(answersPrefix),
 		nats.ReconnectBufSize(-1), // an event waits in the outbox, not here
 		nats.CustomReconnectDelay(func(attempts int) time.Duration {
 			return min(reconnectMin<<min(attempts, 10), reconnectMax)
