@@ -11,6 +11,10 @@ import (
 	"github.com/gantryd/gantry/services/event"
 )
 
+// askedBytes is how much is kept of what nobody has looked at: somebody may say
+// more than a read can be.
+const askedBytes = 4 << 20
+
 // An Asked is a read that somebody asked for, with the way back.
 type Asked struct {
 	Plugin string // its name; empty is an operator. Whoever answers sets it
@@ -37,6 +41,9 @@ func (b *Bus) Asked(ctx context.Context, waiting int) (iter.Seq[*Asked], error) 
 		default:
 		}
 	})
+	if err == nil {
+		err = sub.SetPendingLimits(waiting, askedBytes)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("readers: %w", kind(ctx, ctx, err))
 	}
