@@ -86,6 +86,10 @@
 //     would choose those by itself, took traffic to others (CVE-2025-67499).
 //   - Forwarding is allowed as the node has it. On a node whose policy drops what
 //     is forwarded, as one with Docker, add {"type": "firewall"} to the list.
+//   - Labels are taken at their word: whoever may make containers may write them,
+//     network.addresses too. ctr copies the labels of an image, which so may ask
+//     for a network and for ports of the node; gantryctl drops those that mean
+//     something to the suite.
 //   - Names of networks are identifiers, ports are numbers, and neither becomes
 //     part of a path or an argument unchecked. A list names plugins, not paths.
 //
