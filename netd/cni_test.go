@@ -136,9 +136,9 @@ echo '{"cniVersion":"1.0.0"}'`)
 }
 
 func TestCollectIsForNewerPlugins(t *testing.T) {
-	dir := script(t, `cat >DIR/$CNI_COMMAND.in`)
-	p := cni{dirs: []string{dir}}
 	for version, want := range map[string]bool{"1.0.0": false, "1.1.0": true} {
+		dir := script(t, `cat >DIR/$CNI_COMMAND.in`)
+		p := cni{dirs: []string{dir}}
 		list := strings.Replace(fakeList, "1.0.0", version, 1)
 		if err := p.Collect(t.Context(), []byte(list), []string{"gantry-1-a"}); err != nil {
 			t.Error(err)
