@@ -3,6 +3,8 @@ package journal
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -124,4 +126,19 @@ func TestSectorsThatCannotBeRead(t *testing.T) {
 			t.Errorf("%d records of 45 are read past a bad sector of %s at %d", got, bad.name, bad.off)
 		}
 	}
+}
+
+// A size that cannot be is not taken for how much there is to read.
+func TestAFileOfATerabyte(t *testing.T) {
+	o := options(t, t.TempDir())
+	j := open(t, o)
+	put(t, j, 0, 10)
+	closeIt(t, j)
+	if err := os.Truncate(filepath.Join(o.Dir, segmentName(1)), 1<<40); err != nil {
+		t.Skip(err) // what some file systems have no room for
+	}
+	j = open(t, o)
+	defer closeIt(t, j)
+	check(t, read(t, j, 1), 0, 10)
+	put(t, j, 10, 12)
 }

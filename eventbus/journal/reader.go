@@ -205,7 +205,7 @@ func (r *Reader) skip() (int, error) {
 	if err != nil || size <= r.off {
 		return 0, err
 	}
-	b := make([]byte, size-r.off)
+	b := make([]byte, min(size, sizeMax+recordMax)-min(r.off, sizeMax))
 	got, err := readAt(r.file, b, r.off)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, err

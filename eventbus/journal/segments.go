@@ -15,6 +15,10 @@ const (
 	stateName     = "stream"
 	stateTemp     = "stream.new"
 	segmentTemp   = "segment.new"
+
+	// sizeMax is far more than a segment can have. A file system that is
+	// damaged may say any size.
+	sizeMax = 64 << 20
 )
 
 func segmentName(first uint64) string { return fmt.Sprintf("%020d%s", first, segmentSuffix) }
@@ -220,5 +224,5 @@ func (j *Journal) load(first uint64) (segment, error) {
 	if h.first != first || h.epoch != j.epoch {
 		return segment{}, fmt.Errorf("it is segment %d of stream %s: %w", h.first, h.epoch, errForeign)
 	}
-	return segment{first: first, made: h.made, size: size}, nil
+	return segment{first: first, made: h.made, size: min(size, sizeMax)}, nil
 }
