@@ -143,6 +143,13 @@ func TestAFleetIsToldOfAGap(t *testing.T) {
 	b, stop := forwarding(t, cfg)
 	publishNumbers(t, b, 1)
 	f.told(t, 1)
+	eventually(t, "the node knows that it is told", func() error {
+		st, err := b.Status(t.Context())
+		if err == nil && (len(st.Readers) != 1 || st.Readers[0].Lag != 0) {
+			err = fmt.Errorf("readers are %+v", st.Readers)
+		}
+		return err
+	})
 	stop()
 	if err := os.RemoveAll(filepath.Join(cfg.Root, streamName)); err != nil {
 		t.Fatal(err)

@@ -299,6 +299,7 @@ func TestTooLargeIsRefused(t *testing.T) {
 func TestDamageLosesWhatItHitsAndNothingElse(t *testing.T) {
 	dir := t.TempDir()
 	o := options(t, dir)
+	o.segment = 32 << 10 // not much of it is zero
 	j := open(t, o)
 	const n = 60
 	put(t, j, 0, n)
