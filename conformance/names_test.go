@@ -126,7 +126,7 @@ func TestContainersReachEachOtherByName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err = n.inside(fmt.Sprintf(`unshare -m sh -c "mount --bind %s/netd/default/resolv.conf /etc/resolv.conf && %s get web.default.gantry.internal"`, n.state, demo))
+	out, err = n.inside(fmt.Sprintf(`unshare -m sh -c "mount --bind %s/netd/default/resolv.conf /etc/resolv.conf && '%s' get web.default.gantry.internal"`, n.state, demo))
 	if err != nil || !strings.Contains(out, "Hello from container web to 10.87.0.1.") {
 		t.Errorf("the node gets %q, %v", out, err)
 	}

@@ -148,7 +148,7 @@ func TestContainersAreOnANetwork(t *testing.T) {
 	}
 	for _, at := range []string{"127.0.0.1:8080", "10.87.0.1:8080", web + ":80"} {
 		n.eventually(20*time.Second, "the node gets the page at "+at, func() error {
-			_, err := n.inside(demo + " get " + at)
+			_, err := n.inside("'" + demo + "' get " + at)
 			return err
 		})
 	}
