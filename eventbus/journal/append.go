@@ -209,7 +209,7 @@ func fault(err error) error {
 	return fmt.Errorf("event stream: %v: %w", err, errdefs.ErrUnavailable)
 }
 
-// idsTime is how long an id is known, and idsMax how many are.
+// idsMax is how many ids are known, and idsTime how far back Open looks for them.
 const (
 	idsTime = time.Hour
 	idsMax  = 1 << 16

@@ -48,6 +48,6 @@
 //
 // # Limits
 //
-// A body: 1 MiB and its headers, [BodyMax]. A turn: 4,096 records or a MiB. Ids
-// are known for an hour, 65,536 of them.
+// A body: 1 MiB and its headers, [BodyMax]. A turn: 4,096 records or a MiB. The
+// latest 65,536 ids are known; after Open, those of the last hour.
 package journal
